@@ -1,0 +1,3 @@
+"""moebench: reproducible benchmarks of sparse mixture-of-experts methods."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,371 @@
+"""Parsers of the original benchmark formats: pair TSV, token TSV and SQuAD JSON. Each error names file and line.
+
+A parser returns the rows and its reports: what it found odd and kept or repaired, one sentence each, without the file's name.
+Nothing is skipped: a line is an example, or part of one, or an error.
+"""
+
+from __future__ import annotations
+
+import codecs
+import itertools
+import json
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from moebench.errors import MoebenchError, nearest
+
+Row = dict[str, Any]
+
+REALIGN_WINDOW = 32
+"""An answer is looked for at most this many characters to either side of where the file says that it starts."""
+DUMMY_FROM = 10
+"""From this many labels on, one and the same valid label throughout a file counts as a dummy."""
+
+_CONTROL = re.compile(r"[\x01-\x08\x0b-\x1f\x7f-\x9f]")
+_QUOTED = re.compile(r'"(?:[^"]|"")*"')
+_PREFIX = re.compile(r"[a-z]{2,3}:")
+
+
+class LabelsStripped(MoebenchError):
+    """A file that should carry labels carries none, as the test files that XTREME's script leaves behind."""
+
+    def __init__(self, path: Path, found: str):
+        super().__init__(f"{path}: labels stripped ({found}); put the labelled original in its place")
+
+
+# ---------------------------------------------------------------------------------------------------------------- text
+
+
+def decode(data: bytes, path: Path, line: int = 1, offset: int = 0) -> str:
+    """Decode UTF-8 without control character NUL; a byte order mark at the file's start is dropped.
+
+    Args:
+        data: the bytes.
+        path: their file, for messages.
+        line: number of their first line (1-based).
+        offset: their first byte's offset in the file.
+
+    Raises:
+        MoebenchError: not UTF-8 (with byte offset and line), or a NUL character.
+    """
+    if offset == 0:
+        for mark, name in ((codecs.BOM_UTF16_LE, "UTF-16"), (codecs.BOM_UTF16_BE, "UTF-16")):
+            if data.startswith(mark):
+                raise MoebenchError(f"{path}:1: not UTF-8 but, by its byte order mark, {name}; convert it to UTF-8")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        where = line + data.count(b"\n", 0, error.start)
+        byte = f"0x{data[error.start]:02x}"
+        raise MoebenchError(
+            f"{path}:{where}: not UTF-8 at byte offset {offset + error.start} (byte {byte}); convert it to UTF-8"
+        ) from error
+    if "\0" in text:
+        where = line + text.count("\n", 0, text.index("\0"))
+        raise MoebenchError(f"{path}:{where}: holds a NUL character; the file is damaged or not a text file")
+    return text.removeprefix("\ufeff") if offset == 0 else text
+
+
+def read_text(path: Path) -> str:
+    r"""Read a UTF-8 file; line ends become ``\n``.
+
+    Raises:
+        MoebenchError: it cannot be read, is empty, is not UTF-8 or holds NUL.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise MoebenchError(f"{path}: cannot be read: {error.strerror or error}") from error
+    text = decode(data, path).replace("\r\n", "\n")
+    if not text.strip():
+        raise MoebenchError(f"{path}: is empty; fetch it again")
+    return text
+
+
+def _lines(text: str) -> list[str]:
+    # Not str.splitlines: U+2028, U+0085 and the like occur inside sentences.
+    return text.removesuffix("\n").split("\n")
+
+
+def _controls(text: str) -> list[str]:
+    found = _CONTROL.findall(text)
+    if not found:
+        return []
+    first = text.count("\n", 0, text.index(found[0])) + 1
+    return [f"line {first}: {len(found)} control characters in the file, the first is U+{ord(found[0]):04X} here; kept"]
+
+
+def documents(path: Path) -> Iterator[tuple[int, str]]:
+    """Stream (line number from 1, text) of a plain-text file with a document a line; blank lines carry an empty text.
+
+    Raises:
+        MoebenchError: it cannot be read, is empty, is not UTF-8 or holds NUL.
+    """
+    offset = 0
+    try:
+        with open(path, "rb") as handle:
+            for number, data in enumerate(handle, start=1):
+                yield number, decode(data, path, number, offset).strip()
+                offset += len(data)
+    except OSError as error:
+        raise MoebenchError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if offset == 0:
+        raise MoebenchError(f"{path}: is empty; a document a line is expected")
+
+
+# ---------------------------------------------------------------------------------------------------------------- labels
+
+
+def _check_labels(path: Path, found: Sequence[str], lines: Sequence[int], allowed: Sequence[str], what: str) -> None:
+    """Tell stripped labels (all missing, or one dummy) from missing ones and from wrong ones."""
+    distinct = set(found)
+    if distinct == {""}:
+        raise LabelsStripped(path, f"every {what} is empty")
+    only = next(iter(distinct))
+    if len(distinct) == 1 and len(found) >= (DUMMY_FROM if only in allowed else 2):
+        raise LabelsStripped(path, f"all {len(found)} {what}s are {only!r}")
+    for label, line in zip(found, lines, strict=True):
+        if not label:
+            raise MoebenchError(f"{path}:{line}: the {what} is missing here while other lines have one")
+        if label not in allowed:
+            raise MoebenchError(f"{path}:{line}: unknown {what} {label!r}{nearest(label, allowed)}; allowed: {', '.join(allowed)}")
+
+
+def _check_columns(path: Path, widths: Sequence[int], lines: Sequence[int], columns: Sequence[str], what: str) -> None:
+    """Every line has the named columns; if all lack just the last one, the labels are stripped."""
+    expected = len(columns)
+    if all(width == expected - 1 for width in widths):
+        raise LabelsStripped(path, f"every line has {expected - 1} of the {expected} columns, the {what} is missing")
+    for width, line in zip(widths, lines, strict=True):
+        if width != expected:
+            missing = f"; the {what} is missing here while other lines have one" if width == expected - 1 else ""
+            raise MoebenchError(f"{path}:{line}: expected {expected} tab-separated columns ({', '.join(columns)}), found {width}{missing}")
+
+
+# ---------------------------------------------------------------------------------------------------------------- pairs
+
+
+def _unquote(cells: Iterable[list[str]]) -> tuple[list[list[str]], int]:
+    # XTREME's script writes XNLI and PAWS-X with Python's csv module: a field that holds a quotation mark is put in marks and its own are
+    # doubled. The originals have no quoting. A file is taken for quoted only if every field with a mark is of that form.
+    cells = list(cells)
+    marked = [cell for row in cells for cell in row if '"' in cell]
+    if not all(_QUOTED.fullmatch(cell) and '""' in cell[1:-1] for cell in marked):
+        return cells, 0
+    return [[cell[1:-1].replace('""', '"') if '"' in cell else cell for cell in row] for row in cells], len(marked)
+
+
+def pairs(path: Path, labels: Sequence[str]) -> tuple[list[Row], list[str]]:
+    """Read ``text TAB text TAB label`` (XNLI, PAWS-X), or PAWS-X's original four columns under the header ``id sentence1 sentence2 label``.
+
+    ``id`` is ``<file stem>:<line>``. ``group`` counts the runs of equal first texts from 0, the index of the premise in XNLI; a first text
+    that comes back later keeps its first number.
+
+    Raises:
+        LabelsStripped: no line has a label, or all have the same.
+        MoebenchError: wrong columns, an empty text, a missing or unknown label.
+    """
+    text = read_text(path)
+    reports = _controls(text)
+    cells = [line.split("\t") for line in _lines(text)]
+    header = cells[0][:3] == ["id", "sentence1", "sentence2"]
+    columns = (["id"] if header else []) + ["first text", "second text", "label"]
+    cells = cells[1:] if header else cells
+    lines = range(2 if header else 1, len(cells) + (2 if header else 1))
+    if not cells:
+        raise MoebenchError(f"{path}: holds a header and no examples; fetch it again")
+    _check_columns(path, [len(cell) for cell in cells], lines, columns, "label")
+    _check_labels(path, [cell[-1] for cell in cells], lines, labels, "label")
+    cells, unquoted = _unquote(cells)
+    if unquoted:
+        reports.append(f"{unquoted} texts stand in CSV quotation marks; taken off")
+    rows: list[Row] = []
+    groups: dict[str, int] = {}
+    stem, run = path.stem, -1
+    for (*_, first, second, label), line in zip(cells, lines, strict=True):
+        for name, value in (("first", first), ("second", second)):
+            if not value.strip():
+                raise MoebenchError(f"{path}:{line}: the {name} text is empty; complete or remove the line")
+        run += not rows or rows[-1]["text_a"] != first
+        group = str(groups.setdefault(first, run))
+        rows.append({"id": f"{stem}:{line}", "text_a": first, "text_b": second, "label": label, "group": group})
+    return rows, reports
+
+
+# ---------------------------------------------------------------------------------------------------------------- tags
+
+
+def sentences(path: Path, labels: Sequence[str]) -> tuple[list[Row], list[str]]:
+    """Read ``token TAB tag``, a blank line between sentences (Universal Dependencies parts of speech, PAN-X).
+
+    A language prefix (``en:Token``, as in the original PAN-X) is taken off if every token of the file has the same one.
+    ``id`` is ``<file stem>:<line of the first token>``.
+
+    IOB2 tags: an ``I-X`` that follows ``O`` or opens a sentence is kept and reported. PAN-X's published Chinese and Japanese files have
+    hundreds, each after a ``#`` tagged ``O``, and conlleval and seqeval read it as a beginning. An ``I-X`` after a tag of
+    another type occurs in no published file that we know and is an error.
+
+    Raises:
+        LabelsStripped: no line has a tag, or all have the same.
+        MoebenchError: wrong columns, an empty token, a missing or unknown tag, an ``I-`` tag inside an entity of another type.
+    """
+    text = read_text(path)
+    reports = _controls(text)
+    numbered = [(number, line) for number, line in enumerate(_lines(text), start=1) if line.strip(" ")]
+    lines, full = [number for number, _ in numbered], [line for _, line in numbered]
+    _check_columns(path, [line.count("\t") + 1 for line in full], lines, ["token", "tag"], "tag")
+    # One tuple a line, of which there are millions, not one list: the garbage collector walks lists again and again.
+    cells = [line.partition("\t") for line in full]
+    _check_labels(path, [tag for _, _, tag in cells], lines, labels, "tag")
+    prefix = _PREFIX.match(full[0])
+    common = prefix.group() if prefix and all(line.startswith(prefix.group()) for line in full) else ""
+    if common:
+        reports.append(f"every token carries the prefix {common!r}; taken off")
+    rows: list[Row] = []
+    words: list[str] = []
+    tags: list[str] = []
+    openings = []
+    stem, last = path.stem, -1
+    for line, (token, _, tag) in zip(lines, cells, strict=True):
+        if line != last + 1:
+            words, tags = [], []
+            rows.append({"id": f"{stem}:{line}", "words": words, "tags": tags})
+        last = line
+        token = token.removeprefix(common)
+        if not token.strip():
+            raise MoebenchError(f"{path}:{line}: the token is empty; complete or remove the line")
+        before = tags[-1] if tags else "O"
+        if tag.startswith("I-") and before[2:] != tag[2:]:
+            if before != "O":
+                raise MoebenchError(f"{path}:{line}: tag {tag!r} follows {before!r}; right is 'B-{tag[2:]}' or 'I-{before[2:]}' (IOB2)")
+            openings.append(line)
+        words.append(token)
+        tags.append(sys.intern(tag))
+    if openings:
+        reports.append(f"line {openings[0]}: {len(openings)} entities of the file open with an I- tag, the first here; kept")
+    return rows, reports
+
+
+# ---------------------------------------------------------------------------------------------------------------- SQuAD
+
+
+def _line_of(text: str, identifier: str, count: int) -> int:
+    """Line (from 1) of the ``count``-th (from 1) question of that id, or 1 where it cannot be told."""
+    spelled = {json.dumps(identifier), json.dumps(identifier, ensure_ascii=False)}
+    matches = re.finditer(rf'"id"\s*:\s*(?:{"|".join(re.escape(each) for each in sorted(spelled))})', text)
+    match = next(itertools.islice(matches, count - 1, None), None)
+    return text.count("\n", 0, match.start()) + 1 if match else 1
+
+
+def _parse_json(path: Path, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        cut = " and seems cut short" if error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string") else ""
+        raise MoebenchError(f"{path}:{error.lineno}: not valid JSON{cut} ({error.msg}, column {error.colno}); fetch it again") from error
+    except RecursionError as error:
+        raise MoebenchError(f"{path}:1: not SQuAD JSON: nested too deeply") from error
+
+
+def _member(path: Path, value: Any, key: str, kind: type, where: str) -> Any:
+    found = value.get(key) if isinstance(value, dict) else None
+    # A boolean is an int to Python, not to SQuAD.
+    if not isinstance(found, kind) or isinstance(found, bool):
+        state = "is missing" if not isinstance(value, dict) or key not in value else f"is {type(found).__name__}, not {kind.__name__}"
+        raise MoebenchError(
+            f"{path}: not SQuAD JSON: {where}.{key} {state}; shape: data[].paragraphs[].(context, qas[].(id, question, answers))"
+        )
+    return found
+
+
+def _realign(context: str, text: str, start: int) -> int | None:
+    """Start of the occurrence of ``text`` nearest to ``start`` within the window, the earlier of two; none if there is none."""
+    places = []
+    place = context.find(text, max(0, start - REALIGN_WINDOW))
+    while 0 <= place <= start + REALIGN_WINDOW:
+        places.append(place)
+        place = context.find(text, place + 1)
+    return min(places, key=lambda place: (abs(place - start), place), default=None)
+
+
+def squad(path: Path) -> tuple[list[Row], list[str]]:
+    """Read SQuAD v1.1 JSON (SQuAD, XQuAD, MLQA, TyDiQA-GoldP).
+
+    ``id`` is the question's; a second use of one gets ``#2`` and so on, reported. An answer that is not where its offset says is moved to
+    the nearest exact occurrence within `REALIGN_WINDOW` characters, reported.
+
+    Raises:
+        LabelsStripped: no question has an answer text.
+        MoebenchError: not JSON, not of SQuAD's shape, an empty text, a question without an answer, an answer that is not in its context.
+    """
+    text = read_text(path)
+    reports: list[str] = []
+    questions: list[tuple[str, str, Row]] = []
+    articles = _member(path, _parse_json(path, text), "data", list, "top level")
+    for a, article in enumerate(articles):
+        for p, paragraph in enumerate(_member(path, article, "paragraphs", list, f"data[{a}]")):
+            place = f"data[{a}].paragraphs[{p}]"
+            context = _member(path, paragraph, "context", str, place)
+            for q, question in enumerate(_member(path, paragraph, "qas", list, place)):
+                questions.append((f"{place}.qas[{q}]", context, question))
+    if not questions:
+        raise MoebenchError(f"{path}: holds no questions; fetch it again")
+
+    rows: list[Row] = []
+    taken: dict[str, int] = {}
+    repeated = 0
+    controls: list[str] = []
+    unanswered: list[tuple[str, int]] = []
+    for where, context, question in questions:
+        name = _member(path, question, "id", str, where)
+        asked = _member(path, question, "question", str, where)
+        found = _member(path, question, "answers", list, where)
+        count = taken[name] = taken.get(name, 0) + 1
+        repeated += count > 1
+
+        def at(name: str = name, count: int = count) -> str:
+            return f"{path}:{_line_of(text, name, count)}: question {name!r}"
+
+        for what, value in (("context", context), ("question", asked)):
+            if not value.strip():
+                raise MoebenchError(f"{at()}: the {what} is empty; complete or remove it")
+            if "\0" in value:
+                raise MoebenchError(f"{at()}: the {what} holds a NUL character; the file is damaged")
+            controls += [f"U+{ord(here):04X} of question {name!r}" for here in _CONTROL.findall(value.replace("\r", ""))[:1]]
+        answers = []
+        for i, answer in enumerate(found):
+            span = _member(path, answer, "text", str, f"{where}.answers[{i}]")
+            start = _member(path, answer, "answer_start", int, f"{where}.answers[{i}]")
+            if not span.strip():
+                continue  # an answer without a text is none: settled below, for the question and for the file
+            if start < 0 or context[start : start + len(span)] != span:
+                moved = _realign(context, span, start)
+                if moved is None:
+                    there = context[max(start, 0) : max(start, 0) + len(span)]
+                    raise MoebenchError(
+                        f"{at()}: the answer {span!r} is not at character {start} of its context, there stands {there!r}, "
+                        f"and not within {REALIGN_WINDOW} characters of it; correct answer_start"
+                    )
+                line = _line_of(text, name, count)
+                reports.append(f"line {line}: question {name!r}: answer {span!r} moved from character {start} to {moved}")
+                start = moved
+            answers.append({"text": span, "start": start})
+        if len(answers) != len(found) or not answers:
+            unanswered.append((name, count))
+        rows.append({"id": name if count == 1 else f"{name}#{count}", "context": context, "question": asked, "answers": answers})
+    if not any(row["answers"] for row in rows):
+        raise LabelsStripped(path, "no question has an answer text")
+    if unanswered:
+        name, count = unanswered[0]
+        line = _line_of(text, name, count)
+        raise MoebenchError(f"{path}:{line}: question {name!r}: the answer is missing or empty while other questions have one")
+    if repeated:
+        reports.append(f"{repeated} questions use an id again; numbered with #2 and so on")
+    if len({row["id"] for row in rows}) < len(rows):
+        raise MoebenchError(f"{path}: question ids clash after numbering repeated ones; make them unique")
+    if controls:
+        reports.append(f"{len(controls)} texts hold control characters, the first is {controls[0]}; kept")
+    return rows, reports

@@ -1,0 +1,108 @@
+"""Reading and writing files so that nothing is ever half-written and every failure names its file."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from moebench.errors import MoebenchError
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside ``path``; on success rename it into place, on failure delete it.
+
+    Raises:
+        MoebenchError: the file could not be written (full disk, no permission); ``path`` is as it was before.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        raise MoebenchError(f"{path}: cannot be written: {error.strerror or error}; nothing was changed there") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path, binary: bool = False) -> Iterator[IO[Any]]:
+    """Open a file for writing that appears under its name only when complete and on disk; text is UTF-8 with Unix line ends."""
+    mode: dict[str, Any] = {"mode": "wb"} if binary else {"mode": "w", "encoding": "utf-8", "newline": "\n"}
+    with atomic_path(path) as temporary, open(temporary, **mode) as handle:
+        yield handle
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` atomically."""
+    with atomic_write(path) as handle:
+        handle.write(text)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON with sorted keys, atomically."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:
+    """Write one JSON object a line, atomically; returns the number of lines."""
+    count = 0
+    with atomic_write(path) as handle:
+        for row in rows:
+            handle.write(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n")
+            count += 1
+    return count
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        MoebenchError: the file is missing or damaged; the message names it.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise MoebenchError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise MoebenchError(f"{path}: not valid JSON ({error}); delete it and run again") from error
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Read one JSON object a line.
+
+    Raises:
+        MoebenchError: the file is missing or damaged; the message names it and the line.
+    """
+    rows = []
+    try:
+        with open(path, encoding="utf-8") as handle:
+            for number, line in enumerate(handle, start=1):
+                try:
+                    rows.append(json.loads(line))
+                except ValueError as error:
+                    raise MoebenchError(f"{path}:{number}: not valid JSON ({error}); delete the file and run again") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise MoebenchError(f"{path}: cannot be read: {error}") from error
+    return rows
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content in hexadecimal.
+
+    Raises:
+        MoebenchError: the file cannot be read.
+    """
+    try:
+        with open(path, "rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    except OSError as error:
+        raise MoebenchError(f"{path}: cannot be read: {error.strerror or error}") from error

@@ -1,0 +1,1 @@
+"""Model architectures, their initialisation from published weights, and their costs."""

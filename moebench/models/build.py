@@ -1,0 +1,101 @@
+"""From a resolved configuration to an encoder with its weights.
+
+D width, L layers, F inner width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from moebench import config
+from moebench.data.bundled import Bundle, fetch
+from moebench.errors import MoebenchError
+from moebench.models.encoder import Encoder
+from moebench.moe.experts import ResidualExperts
+from moebench.moe.layer import MoELayer
+from moebench.moe.registry import build_router
+
+
+def build_encoder(shape: config.Encoder, sparse: config.Sparse | None, method: dict[str, Any], vocabulary: int) -> Encoder:
+    """Build an encoder with random weights, drawn from torch's global generator.
+
+    The dense trunk is drawn first, so that methods with the same seed start from the same trunk.
+
+    Args:
+        shape: the trunk.
+        sparse: the inserted layer; none for the layer ``none``.
+        method: ``layer``, ``router`` and ``options`` of the method.
+        vocabulary: V, rows of the embedding.
+    """
+    encoder = Encoder(shape, vocabulary)
+    if method["layer"] == "moe" and sparse is not None:
+        router = build_router(method["router"], shape.width, sparse.experts, method["options"])
+        experts = ResidualExperts(sparse.experts, shape.width, sparse.inner, sparse.sublayers, identity=sparse.identity)
+        encoder.sparse = MoELayer(router, experts, name=f"sparse layer after block {shape.layers // 2}")
+    return encoder
+
+
+def bundled_weights(bundle: Bundle) -> Iterator[tuple[str, Tensor]]:
+    """Yield the trunk's parameters of the bundled encoder under the names of `Encoder`.
+
+    The three projections of a block are one matrix here; everything else is a renaming.
+    """
+
+    def tensor(name: str) -> Tensor:
+        return torch.from_numpy(bundle.tensor(name))
+
+    yield "embedding.weight", tensor("emb.word")
+    yield "positions.weight", tensor("emb.pos")
+    yield "types.weight", tensor("emb.type")
+    yield "norm.weight", tensor("emb.ln.w")
+    yield "norm.bias", tensor("emb.ln.b")
+    names = {"out": "ao", "attention_norm": "aln", "inner": "fi", "outer": "fo", "feed_forward_norm": "oln"}
+    for index in range(bundle.layers):
+        for ours, theirs in (("weight", "w"), ("bias", "b")):
+            yield f"blocks.{index}.qkv.{ours}", torch.cat([tensor(f"l{index}.{part}.{theirs}") for part in "qkv"])
+            for module, short in names.items():
+                yield f"blocks.{index}.{module}.{ours}", tensor(f"l{index}.{short}.{theirs}")
+
+
+def load_bundled(encoder: Encoder, downloads: Path) -> None:
+    """Copy the bundled multilingual encoder's weights into the trunk; the sparse layer stays as it is.
+
+    Raises:
+        MoebenchError: the file is absent and cannot be downloaded, is damaged, or has another shape than the encoder.
+    """
+    bundle = Bundle(fetch(downloads))
+    shape = encoder.shape
+    ours = (shape.width, shape.layers, shape.heads, shape.inner, shape.max_positions, shape.token_types, shape.norm, shape.positions)
+    theirs = (bundle.hidden, bundle.layers, bundle.heads, bundle.inner, bundle.positions, bundle.types, "post", "learned")
+    if ours != theirs:
+        fields = "width, layers, heads, inner, max_positions, token_types, norm, positions"
+        raise MoebenchError(f"initialisation 'bundled' needs the encoder's {fields} to be {theirs}, not {ours}")
+    weights = dict(bundled_weights(bundle))
+    missing, unexpected = encoder.load_state_dict(weights, strict=False)
+    if unexpected or any(not name.startswith("sparse.") for name in missing):
+        raise MoebenchError(f"the bundled encoder does not fit: missing {missing}, unexpected {unexpected}")
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Load a ``model.safetensors`` into a module, ignoring heads that the module does not have.
+
+    Raises:
+        MoebenchError: the file is missing or damaged, or lacks a parameter.
+    """
+    try:
+        weights = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise MoebenchError(f"{path}: not a readable checkpoint ({error}); delete its folder and run again") from error
+    try:
+        missing, _ = module.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise MoebenchError(f"{path}: was written for another method or setting: {error}") from error
+    if missing:
+        raise MoebenchError(f"{path}: lacks {', '.join(missing[:5])}; it was written for another method or setting")

@@ -1,0 +1,1 @@
+"""From measured numbers to tables: records on disk, statistics over seeds, published values, tables and their rendering. No torch."""

@@ -1,0 +1,186 @@
+"""How a paper's tables are laid out for readers: which blocks, in which order, and what is said beside the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pandas as pd
+
+from moebench.results.rendering import Block
+from moebench.results.statistics import LEAST_SEEDS
+from moebench.results.tables import AVERAGE, Expected, rows_of
+from moebench.tasks import catalogue
+
+EMPTY = "—"
+GROUPS = (
+    ("yes", "Zero-shot transfer", ""),
+    ("no", "Does not transfer at this scale", "Not clearly better than shallow baselines: outside every average."),
+    ("ceiling", "Too easy", "At the ceiling, where methods cannot differ: outside every average."),
+    ("undecided", "Undecided", f"Whether these tasks count takes {LEAST_SEEDS} seeds and a shallow baseline: outside every average."),
+)
+"""Verdict over a task, heading and comment of its block."""
+
+Rows = dict[tuple[str, str, str], dict[str, Any]]
+"""(section, task, method) → row of the table."""
+
+
+def title(number: str, what: str, expected: Expected) -> str:
+    """Return the title of a table, which always names the profile and the data."""
+    data = f"data `{expected.data}`" if expected.data else "nothing measured yet"
+    return f"{expected.published.paper}, Table {number}: {what} (profile `{expected.profile}`, {data})"
+
+
+def table1_blocks(table: pd.DataFrame, expected: Expected) -> list[Block]:
+    """Lay out `moebench.results.tables.table1_xtreme`."""
+    rows: Rows = {(row["section"], row["task"], row["method"]): row for row in rows_of(table)}
+    clears = {name: rows["compared", name, expected.baseline]["clears_bar"] for name in expected.tasks}
+    constructed = any(catalogue.task(name).constructed for name in expected.tasks)
+    if not constructed:  # the bar decides over constructed tasks only
+        clears = dict.fromkeys(expected.tasks, "yes")
+    average = rows["compared", AVERAGE, expected.baseline]
+    blocks = [Block("", (_meaning(expected, constructed),))]
+    for verdict, heading, text in GROUPS:
+        tasks = [name for name in expected.tasks if clears[name] == verdict]
+        if verdict == "yes":
+            said = f"No average: {average['note']}." if average["value"] is None else ""
+            blocks += _group(rows, expected, heading, [*tasks, AVERAGE] if tasks else [], said)
+        elif tasks:
+            blocks += _group(rows, expected, heading, tasks, text)
+    blocks.append(_shallow(table, rows, expected, constructed))
+    if expected.floors:
+        cells = _cells(rows, expected, "floor", expected.floors, [*expected.tasks, AVERAGE])
+        header = ("method", *map(_column, expected.tasks), "average")
+        blocks.append(Block("Floor: fine-tuned from random weights", (), header, cells))
+    blocks.append(_published(expected, "1", constructed))
+    return [*blocks, *_holes(table)]
+
+
+def table2_blocks(table: pd.DataFrame, expected: Expected) -> list[Block]:
+    """Lay out `moebench.results.tables.table2_perplexity`."""
+    text = [
+        "Perplexity of masked pieces on held-out text: geometric mean over languages, each with equal weight; mean over seeds ± sample"
+        f" standard deviation (number of seeds). {_difference_meaning(expected)}"
+    ]
+    if not expected.pretraining:
+        empty = f"**No pre-training happens in profile `{expected.profile}`: models start from published weights, and the table is empty.**"
+        text.insert(0, empty)
+    rows = tuple((row["label"], _value(row, 2), _difference(row, 2)) for row in rows_of(table))
+    block = Block("", tuple(text), ("method", "perplexity", f"difference to {expected.methods[expected.baseline].label}"), rows)
+    return [block, _published(expected, "2", False), *_holes(table)]
+
+
+def _meaning(expected: Expected, constructed: bool) -> str:
+    pivot = f" `{expected.pivot}`" if expected.pivot else ""
+    return (
+        f"Fine-tuned on the training language{pivot} only, tested on all {'constructed' if constructed else 'benchmark'} languages. A cell"
+        " is the mean over languages and seeds in percent ± sample standard deviation over seeds (number of seeds). Question answering"
+        " shows F1/EM; its ±, its differences and its share of the average are those of (F1 + EM) / 2."
+        f" {_difference_meaning(expected)}"
+    )
+
+
+def _difference_meaning(expected: Expected) -> str:
+    return (
+        f"Differences are to {expected.methods[expected.baseline].label}, paired by seed, with a 95 % t interval and a p-value adjusted for"
+        f" the methods of the column (Holm); below {LEAST_SEEDS} shared seeds, or where the difference does not vary over seeds, none is"
+        " claimed."
+    )
+
+
+def _column(name: str) -> str:
+    if name == AVERAGE:
+        return AVERAGE
+    task = catalogue.task(name)
+    return f"`{name}` ({task.stands_for})" if task.constructed else task.stands_for
+
+
+def _group(rows: Rows, expected: Expected, heading: str, columns: list[str], text: str) -> list[Block]:
+    """Values and differences of the methods on some tasks."""
+    said = (text,) if text else ()
+    if not columns:
+        return [Block(heading, said)]
+    header = ("method", *map(_column, columns))
+    blocks = [Block(heading, said, header, _cells(rows, expected, "compared", expected.compared, columns))]
+    others = [name for name in expected.compared if name != expected.baseline]
+    if others:
+        lines = tuple(
+            (expected.methods[name].label, *(_difference(rows["compared", task, name], 1) for task in columns)) for name in others
+        )
+        blocks.append(Block(f"{heading}: difference to {expected.methods[expected.baseline].label}", (), header, lines))
+    return blocks
+
+
+def _cells(rows: Rows, expected: Expected, section: str, names: Iterable[str], tasks: Iterable[str]) -> tuple[tuple[str, ...], ...]:
+    return tuple((expected.methods[name].label, *(_value(rows[section, task, name], 1) for task in tasks)) for name in names)
+
+
+def _shallow(table: pd.DataFrame, rows: Rows, expected: Expected, constructed: bool) -> Block:
+    """Per task, every shallow baseline beside the dense model."""
+    dense = expected.methods[expected.dense].label if expected.dense else "no dense method"
+    rule = "Zero-shot means (the training language left out)."
+    if constructed:
+        rule += (
+            f" A constructed task counts only where {dense} beats the best shallow baseline by more than three standard deviations over"
+            " seeds, and is as far from 100."
+        )
+    lines = []
+    for name in expected.tasks:
+        fact = rows["compared", name, expected.baseline]
+        model = rows["compared", name, expected.dense] if expected.dense else None
+        baselines = rows_of(table[(table["section"] == "shallow") & (table["task"] == name)])
+        said = ", ".join(f"{row['label']} {_number(row['zero_shot'], 1)}" for row in baselines if row["zero_shot"] is not None)
+        lines.append((_column(name), said or EMPTY, _spread(model, "zero_shot", "zero_shot_sd", 1) if model else EMPTY, fact["clears_bar"]))
+    return Block("Shallow baselines", (rule,), ("task", "shallow baselines", dense, "counts" if constructed else "beaten"), tuple(lines))
+
+
+def _published(expected: Expected, number: str, constructed: bool) -> Block:
+    table = expected.published.table(number)
+    seeds = f"{table.seeds} seeds" if table.seeds else "number of seeds not stated"
+    text = [
+        f"{expected.published.paper} (arXiv {expected.published.arxiv}), Table {number}: {table.title}; {seeds}, no deviations published."
+        " Other data, other model sizes, other hardware: shown for orientation, in no mean and no difference above."
+    ]
+    if constructed:
+        text.append(
+            "**The constructed tasks are not these benchmarks.** The name in brackets behind a constructed task says which benchmark it is"
+            " shaped like, nothing more."
+        )
+    rows = tuple((name, *(table.cell(name, column) or EMPTY for column in table.columns)) for name in table.rows)
+    return Block("Published, in another setting", tuple(text), ("published row", *table.columns), rows)
+
+
+def _holes(table: pd.DataFrame) -> list[Block]:
+    """List why cells are empty or incomplete."""
+    items = []
+    for row in rows_of(table):
+        if row.get("section") != "shallow" and row.get("task") != AVERAGE and row["note"] and not row["note"].startswith("no difference"):
+            items.append(f"{row['label']}{', `' + row['task'] + '`' if 'task' in row else ''}: {row['note']}")
+    return [Block("Empty or incomplete cells", (), (), (), tuple(items))] if items else []
+
+
+def _number(value: float, decimals: int, sign: str = "") -> str:
+    """Format a number; what rounds to zero has no sign."""
+    return f"{round(value, decimals) + 0.0:{sign}.{decimals}f}" if round(value, decimals) else f"{0:.{decimals}f}"
+
+
+def _value(row: dict[str, Any], decimals: int) -> str:
+    if row["value"] is None:
+        return EMPTY
+    shown = f"{_number(row['f1'], 1)}/{_number(row['em'], 1)}" if row.get("em") is not None else _number(row["value"], decimals)
+    spread = "" if row["sd"] is None else f" ± {_number(row['sd'], decimals)}"
+    return f"{shown}{spread} ({row['n_seeds']})"
+
+
+def _spread(row: dict[str, Any], value: str, sd: str, decimals: int) -> str:
+    if row[value] is None:
+        return EMPTY
+    return _number(row[value], decimals) + (f" ± {_number(row[sd], decimals)}" if row[sd] is not None else "")
+
+
+def _difference(row: dict[str, Any], decimals: int) -> str:
+    if row["difference"] is None:
+        return EMPTY
+    p = "p < 0.001" if row["p_holm"] < 0.001 else f"p {row['p_holm']:.3f}"
+    middle, low, high = (_number(row[column], decimals, "+") for column in ("difference", "ci_low", "ci_high"))
+    return f"{middle} [{low}, {high}] {p}"

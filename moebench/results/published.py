@@ -1,0 +1,76 @@
+"""The numbers a paper published: ``experiments/<paper>/published.yaml``, checked on loading. Shown beside ours, never mixed into a mean."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from moebench import config
+from moebench.errors import MoebenchError
+
+
+class Table(config.Config):
+    """One published table."""
+
+    title: str
+    source: str
+    """Which text the values were read from and how it numbers the table."""
+    seeds: Annotated[int, Field(ge=1)] | None = None
+    """Runs behind each value; none: not stated."""
+    decimals: Annotated[int, Field(ge=0, le=4)]
+    """As printed."""
+    columns: dict[str, tuple[str, ...]]
+    """Column → names of the metrics of each of its cells."""
+    rows: dict[str, dict[str, tuple[float, ...]]]
+    """Row → column → one value a metric. What is not published is absent."""
+
+    @model_validator(mode="after")
+    def _cells_fit_the_columns(self) -> Table:
+        for row, cells in self.rows.items():
+            for column, values in cells.items():
+                if column not in self.columns:
+                    raise ValueError(f"row {row!r} has the unknown column {column!r}; columns are: {', '.join(self.columns)}")
+                if len(values) != len(self.columns[column]):
+                    raise ValueError(
+                        f"row {row!r}, column {column!r}: {len(values)} values for the metrics {', '.join(self.columns[column])}"
+                    )
+        return self
+
+    def cell(self, row: str | None, column: str) -> str:
+        """Return a cell as printed (``67.3/51.1`` for two metrics), or an empty string where nothing is published."""
+        values = self.rows.get(row or "", {}).get(column, ())
+        return "/".join(f"{value:.{self.decimals}f}" for value in values)
+
+
+class Published(config.Config):
+    """All published tables of one paper, by table number (of the arXiv version)."""
+
+    paper: str
+    """The name tables call the paper by."""
+    arxiv: Annotated[str, Field(pattern=r"^\d{4}\.\d{5}$")]
+    tables: dict[str, Table]
+
+    def table(self, number: str) -> Table:
+        """Return one table.
+
+        Raises:
+            MoebenchError: the file holds no such table.
+        """
+        if number not in self.tables:
+            raise MoebenchError(f"published.yaml of {self.paper} holds no table {number!r}; it holds: {', '.join(self.tables)}")
+        return self.tables[number]
+
+    def where(self, number: str, row: str | None, column: str) -> str:
+        """Return where a cell is published, for example ``X-MoE Table 1, XNLI``; an empty string where it is not."""
+        return f"{self.paper} Table {number}, {column}" if self.table(number).cell(row, column) else ""
+
+
+def load(root: Path, paper: str) -> Published:
+    """Load the published numbers of a paper.
+
+    Raises:
+        MoebenchError: the file is missing or does not validate.
+    """
+    return config.load(root / "experiments" / paper / "published.yaml", Published)

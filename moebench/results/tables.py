@@ -1,0 +1,357 @@
+"""From records to the numbers of a paper's tables: pure functions, one row a cell. Published values stand in columns of their own.
+
+A task's value is the mean over its languages, the pivot included (XTREME's score); ``zero_shot`` leaves the pivot out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from moebench.config import Method
+from moebench.results.published import Published
+from moebench.results.records import command
+from moebench.results.statistics import LEAST_SEEDS, Difference, deviation, holm, mean, paired_difference
+from moebench.tasks import catalogue, scoring
+from moebench.tasks.catalogue import TASKS, Task
+
+SUITE = tuple(task.name for task in TASKS.values() if not task.constructed)
+"""The real tasks; their average is XTREME's only over all seven."""
+AVERAGE = "average"
+MARGIN = 3.0
+"""Seed standard deviations by which the dense model has to beat the best shallow baseline."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a paper's tables should hold under a profile.
+
+    Attributes:
+        profile: name of the profile.
+        paper: name of the paper.
+        data: name of the data; empty while nothing is measured.
+        pivot: training language; none while nothing is measured.
+        methods: name → method, of those that run.
+        seeds: seeds of each method.
+        tasks: names of the tasks.
+        baseline: name of the method that differences are taken against.
+        pretraining: whether the setting pre-trains at all.
+        published: what the paper published.
+    """
+
+    profile: str
+    paper: str
+    data: str
+    pivot: str | None
+    methods: Mapping[str, Method]
+    seeds: tuple[int, ...]
+    tasks: tuple[str, ...]
+    baseline: str
+    pretraining: bool
+    published: Published
+
+    @property
+    def compared(self) -> list[str]:
+        """Methods that compete: the baseline, then the others by name."""
+        others = sorted(name for name, method in self.methods.items() if method.pretrained and name != self.baseline)
+        return [self.baseline, *others]
+
+    @property
+    def floors(self) -> list[str]:
+        """Methods fine-tuned from random weights: what pre-training is worth, never competitors."""
+        return sorted(name for name, method in self.methods.items() if not method.pretrained)
+
+    @property
+    def dense(self) -> str | None:
+        """The pretrained model without a sparse layer, which decides whether a constructed task counts."""
+        return next((name for name in self.compared if self.methods[name].layer == "none"), None)
+
+
+@dataclass
+class Scores:
+    """Seed → score of one method or shallow baseline, in percent; ``lacking`` says, per seed, which languages have no number."""
+
+    value: dict[int, float] = field(default_factory=dict)
+    pivot: dict[int, float] = field(default_factory=dict)
+    zero_shot: dict[int, float] = field(default_factory=dict)
+    metrics: dict[str, dict[int, float]] = field(default_factory=lambda: defaultdict(dict))
+    lacking: dict[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """Whether a task counts.
+
+    Attributes:
+        verdict: ``yes``, ``no`` (shallow baselines are as good), ``ceiling`` (too easy) or ``undecided`` (too few seeds, no baseline).
+        shallow: name of the best shallow baseline by zero-shot mean; none if there is none.
+        shallow_zero_shot: its zero-shot mean.
+    """
+
+    verdict: str
+    shallow: str | None
+    shallow_zero_shot: float | None
+
+
+def rows_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows of a frame as dictionaries."""
+    return [{str(column): value for column, value in row.items()} for row in frame.to_dict("records")]
+
+
+def task_scores(records: pd.DataFrame, task: Task, pivot: str | None) -> dict[tuple[str, str], Scores]:
+    """Average a task's records over languages: (stage, method) → scores.
+
+    A seed counts only with every language and metric that any run or baseline has for this task; one that lacks some gets no value.
+    """
+    cells: dict[tuple[str, str], dict[int, dict[str, dict[str, float]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))
+    mine = records[(records["task"] == task.name) & records["stage"].isin(["finetune", "baseline"]) & records["metric"].isin(task.metrics)]
+    for row in rows_of(mine):
+        cells[row["stage"], row["method"]][row["seed"]][row["language"]][row["metric"]] = row["value"]
+    languages = sorted(set(mine["language"]))
+    averaged = scoring.averaged_languages(task, languages)
+    others = [language for language in languages if language != pivot]
+    result = {}
+    for key in sorted(cells):
+        scores = result[key] = Scores()
+        for seed, values in sorted(cells[key].items()):
+            lacking = [language for language in languages if values.get(language, {}).keys() != set(task.metrics)]
+            if lacking:
+                scores.lacking[seed] = ", ".join(lacking)
+                continue
+            scores.value[seed] = scoring.task_value(task, values, languages)
+            if pivot is not None and pivot in languages:
+                scores.pivot[seed] = scoring.task_value(task, values, [pivot])
+            if scoring.averaged_languages(task, others):
+                scores.zero_shot[seed] = scoring.task_value(task, values, others)
+            for metric in task.metrics:
+                scores.metrics[metric][seed] = mean([values[language][metric] for language in averaged])
+    return result
+
+
+def bar(scores: Mapping[tuple[str, str], Scores], dense: str | None) -> Bar:
+    """Decide whether a task counts: does the dense model, zero-shot, beat the best shallow baseline by three seed standard deviations?
+
+    The same distance is asked for from the ceiling of 100, where methods cannot differ any more.
+
+    Args:
+        scores: (stage, method) → scores of one task.
+        dense: the dense method; none if the paper has none here.
+    """
+    shallow = {name: mean(list(one.zero_shot.values())) for (stage, name), one in scores.items() if stage == "baseline" and one.zero_shot}
+    if not shallow:
+        return Bar("undecided", None, None)
+    best = min(shallow, key=lambda name: (-shallow[name], name))
+    seeds = list(scores.get(("finetune", dense or ""), Scores()).zero_shot.values())
+    spread = deviation(seeds)
+    if len(seeds) < LEAST_SEEDS or spread is None:
+        verdict = "undecided"
+    elif mean(seeds) - shallow[best] <= MARGIN * spread:
+        verdict = "no"
+    else:
+        verdict = "ceiling" if 100 - mean(seeds) <= MARGIN * spread else "yes"
+    return Bar(verdict, best, shallow[best])
+
+
+def averaged_tasks(expected: Expected, verdicts: Mapping[str, Bar]) -> tuple[list[str], str]:
+    """Return the tasks of the average, and why there is no average (empty if there is one).
+
+    Constructed tasks enter where they clear the bar; real ones all seven or not at all.
+    """
+    if any(catalogue.task(name).constructed for name in expected.tasks):
+        counted = [name for name in expected.tasks if verdicts[name].verdict == "yes"]
+        return counted, "" if counted else "no task clears the bar"
+    lacking = [name for name in SUITE if name not in expected.tasks]
+    return list(expected.tasks), f"the average needs all seven tasks; this profile lacks {', '.join(lacking)}" if lacking else ""
+
+
+def average_scores(per_task: Mapping[str, Scores]) -> Scores:
+    """Average over tasks, seed by seed; a seed counts only where every task has it."""
+    scores, parts = Scores(), list(per_task.values())
+    for source, target in (("value", scores.value), ("pivot", scores.pivot), ("zero_shot", scores.zero_shot)):
+        for seed in sorted(set.intersection(*(set(getattr(part, source)) for part in parts))):
+            target[seed] = scoring.suite_average({name: getattr(part, source)[seed] for name, part in per_task.items()}, per_task)
+    return scores
+
+
+TABLE1_COLUMNS = (
+    *("section", "task", "stands_for", "method", "label", "value", "sd", "n_seeds", "f1", "em", "pivot", "zero_shot", "zero_shot_sd"),
+    *(
+        "difference",
+        "ci_low",
+        "ci_high",
+        "p",
+        "p_holm",
+        "shallow",
+        "shallow_zero_shot",
+        "clears_bar",
+        "published",
+        "published_where",
+        "note",
+    ),
+)
+
+
+def table1_xtreme(records: pd.DataFrame, expected: Expected) -> pd.DataFrame:
+    """Zero-shot transfer, the shape of X-MoE's Table 1: a row per section, task and method, and one per method for the average.
+
+    Columns: ``section`` is ``compared``, ``floor`` (fine-tuned from random weights) or ``shallow`` (baselines); ``value`` the mean over
+    seeds of the mean over languages (for question answering of (F1 + EM) / 2), ``sd`` its sample deviation over ``n_seeds``; ``pivot`` and
+    ``zero_shot`` the means over seeds of the training language and of the others; ``difference`` to the baseline method with its 95 % t
+    interval, ``p`` and, adjusted over the compared methods of the task, ``p_holm``; ``shallow`` the best shallow baseline,
+    ``clears_bar`` whether the task counts; ``published`` the paper's own value, as printed; ``note`` why something is empty.
+    """
+    per_task = {name: task_scores(records, catalogue.task(name), expected.pivot) for name in expected.tasks}
+    verdicts = {name: bar(scores, expected.dense) for name, scores in per_task.items()}
+    counted, no_average = averaged_tasks(expected, verdicts)
+    rows: list[dict[str, Any]] = []
+    for name in expected.tasks:
+        task, verdict = catalogue.task(name), verdicts[name]
+        facts: dict[str, Any] = {"task": name, "stands_for": task.stands_for, "clears_bar": verdict.verdict}
+        facts |= {"shallow": verdict.shallow, "shallow_zero_shot": verdict.shallow_zero_shot}
+        mine = {method: per_task[name].get(("finetune", method), Scores()) for method in expected.methods}
+        for row in _method_rows(expected, mine, task.stands_for):
+            rows.append(
+                row | facts | {"note": "; ".join(filter(None, (_holes(expected, mine[row["method"]], task, row["method"]), row["note"])))}
+            )
+        for (stage, method), scores in per_task[name].items():
+            if stage == "baseline":
+                lacking = f"lacks {scores.lacking[0]}" if scores.lacking else ""
+                rows.append({"section": "shallow", "method": method, "label": method} | _summary(scores) | facts | {"note": lacking})
+    averages = {}
+    for method in expected.methods:
+        parts = {name: per_task[name].get(("finetune", method), Scores()) for name in counted}
+        averages[method] = Scores() if no_average else average_scores(parts)
+    whole = {catalogue.task(name).stands_for for name in counted} == {TASKS[name].stands_for for name in SUITE}
+    for row in _method_rows(expected, averages, "Avg" if whole else ""):
+        note = no_average or ("" if row["n_seeds"] == len(expected.seeds) else "not every seed has every task")
+        rows.append(
+            row | {"task": AVERAGE, "stands_for": "Avg", "note": "; ".join(filter(None, (note, "" if no_average else row["note"])))}
+        )
+    order = {"compared": 0, "floor": 1, "shallow": 2}
+    rows.sort(key=lambda row: order[row["section"]])  # stable: tasks stay in the profile's order, methods in the paper's
+    return pd.DataFrame(
+        [{column: row.get(column) for column in TABLE1_COLUMNS} for row in rows], columns=list(TABLE1_COLUMNS), dtype=object
+    )
+
+
+def _summary(scores: Scores) -> dict[str, Any]:
+    """Mean and deviation over seeds of one cell."""
+
+    def middle(values: Mapping[int, float]) -> float | None:
+        return mean(list(values.values())) if values else None
+
+    return {
+        "value": middle(scores.value),
+        "sd": deviation(list(scores.value.values())),
+        "n_seeds": len(scores.value),
+        "f1": middle(scores.metrics["f1"]) if "em" in scores.metrics else None,
+        "em": middle(scores.metrics["em"]) if "em" in scores.metrics else None,
+        "pivot": middle(scores.pivot),
+        "zero_shot": middle(scores.zero_shot),
+        "zero_shot_sd": deviation(list(scores.zero_shot.values())),
+    }
+
+
+def _differences(expected: Expected, values: Mapping[str, Mapping[int, float]]) -> dict[str, tuple[dict[str, Any], str]]:
+    """Compare every competing method with the baseline; Holm's family is the methods of this column. Method → (columns, note)."""
+    found = {name: paired_difference(values[name], values[expected.baseline]) for name in expected.compared if name != expected.baseline}
+    tested = {name: difference for name, difference in found.items() if difference is not None}
+    adjusted = dict(zip(tested, holm([difference.p for difference in tested.values()]), strict=True))
+    return {
+        name: (_columns(difference, adjusted.get(name)), _unclaimed(expected, values, name, difference))
+        for name, difference in found.items()
+    }
+
+
+def _columns(difference: Difference | None, adjusted: float | None) -> dict[str, Any]:
+    if difference is None:
+        return {}
+    return {"difference": difference.mean, "ci_low": difference.low, "ci_high": difference.high, "p": difference.p, "p_holm": adjusted}
+
+
+def _unclaimed(expected: Expected, values: Mapping[str, Mapping[int, float]], name: str, difference: Difference | None) -> str:
+    if difference is not None:
+        return ""
+    shared = len(values[name].keys() & values[expected.baseline].keys())
+    if shared >= LEAST_SEEDS:
+        return "no difference is claimed: it does not vary over the seeds"
+    return f"no difference is claimed: {shared} of the {LEAST_SEEDS} shared seeds that it takes"
+
+
+def _method_rows(expected: Expected, scores: Mapping[str, Scores], column: str) -> list[dict[str, Any]]:
+    """Rows of the methods for one task or for the average; ``column`` is that of the published Table 1, empty for none."""
+    differences = _differences(expected, {name: scores[name].value for name in expected.compared})
+    rows = []
+    for section, names in (("compared", expected.compared), ("floor", expected.floors)):
+        for name in names:
+            columns, note = differences.get(name, ({}, ""))
+            row = {"section": section, "method": name, "label": expected.methods[name].label} | _summary(scores[name]) | columns
+            rows.append(row | _published(expected, "1", name, column) | {"note": note})
+    return rows
+
+
+def _published(expected: Expected, number: str, name: str, column: str) -> dict[str, str]:
+    row = expected.methods[name].published
+    where = expected.published.where(number, row, column)
+    return {"published": expected.published.table(number).cell(row, column), "published_where": where}
+
+
+def _holes(expected: Expected, scores: Scores, task: Task, method: str) -> str:
+    """Say which seeds have no value, and which command makes the first of them."""
+    empty = [seed for seed in expected.seeds if seed not in scores.value]
+    if not empty:
+        return ""
+    said = ", ".join(f"seed {seed} lacks {scores.lacking[seed]}" if seed in scores.lacking else f"seed {seed} is missing" for seed in empty)
+    return f"{said}: `{command(expected.paper, 'finetune', expected.profile, method, empty[0], task.train)}`"
+
+
+TABLE2_COLUMNS = (
+    *("method", "label", "value", "sd", "n_seeds", "languages", "difference", "ci_low", "ci_high", "p", "p_holm"),
+    *("published", "published_where", "note"),
+)
+
+
+def table2_perplexity(records: pd.DataFrame, expected: Expected) -> pd.DataFrame:
+    """Masked-language-model perplexity on held-out text, the shape of X-MoE's Table 2: a row per pretrained method.
+
+    ``value`` is the mean over seeds of the geometric mean over languages (exp of the mean over languages of the mean negative
+    log-likelihood, each language with equal weight); the other columns are as in `table1_xtreme`. A method that starts from another one's
+    checkpoints has no value of its own, and without pre-training no method has one: ``note`` says so.
+    """
+    mine = records[(records["stage"] == "pretrain") & (records["task"] == "mlm") & (records["metric"] == "perplexity")]
+    languages = sorted(set(mine["language"]))
+    cells: dict[str, dict[int, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+    for row in rows_of(mine):
+        cells[row["method"]][row["seed"]][row["language"]] = row["value"]
+    values = {
+        name: {
+            seed: math.exp(mean([math.log(found[language]) for language in languages]))
+            for seed, found in sorted(cells.get(name, {}).items())
+            if found.keys() == set(languages)
+        }
+        for name in expected.compared
+    }
+    differences = _differences(expected, values)
+    rows: list[dict[str, Any]] = []
+    for name in expected.compared:
+        columns, note = differences.get(name, ({}, ""))
+        empty = [seed for seed in expected.seeds if seed not in values[name]]
+        source = expected.methods[name].pretrain_as
+        if not expected.pretraining:
+            note = f"profile {expected.profile} does not pre-train: models start from published weights"
+        elif source:
+            note = f"starts from the checkpoints of {expected.methods[source].label if source in expected.methods else source}: see there"
+        elif empty:
+            said = ", ".join(f"seed {seed} is {'incomplete' if seed in cells.get(name, {}) else 'missing'}" for seed in empty)
+            hole = f"{said}: `{command(expected.paper, 'pretrain', expected.profile, name, empty[0])}`"
+            note = "; ".join(filter(None, (hole, note)))
+        row = {"method": name, "label": expected.methods[name].label, "languages": len(languages)} | _summary(Scores(value=values[name]))
+        rows.append(row | columns | _published(expected, "2", name, "Perplexity") | {"note": note})
+    return pd.DataFrame(
+        [{column: row.get(column) for column in TABLE2_COLUMNS} for row in rows], columns=list(TABLE2_COLUMNS), dtype=object
+    )

@@ -1,0 +1,1 @@
+"""What a DVC stage calls: one module per verb, each thin."""

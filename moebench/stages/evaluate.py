@@ -1,0 +1,164 @@
+"""Stage ``evaluate``: predictions and measures of every run of a paper become its records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moebench import config
+from moebench.errors import MoebenchError
+from moebench.files import read_json, read_jsonl, sha256, write_text
+from moebench.results import records
+from moebench.tasks import catalogue, scoring
+
+MEASURE: dict[str, Any] = {"stage": str, "task": str, "language": str, "metric": str, "value": (int, float), "n": int}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run that the setting asks for; ``training_set`` is empty in pre-training."""
+
+    stage: str
+    method: str
+    seed: int
+    training_set: str = ""
+
+    def folder(self, root: Path, profile: str, paper: str) -> Path:
+        """Where the run leaves its files."""
+        name = "-".join(part for part in (self.method, self.training_set, str(self.seed)) if part)
+        return root / "runs" / profile / paper / self.stage / name
+
+    def plan(self, root: Path, profile: str, paper: str) -> Path:
+        """The run's resolved configuration and code fingerprint."""
+        name = "-".join(part for part in (self.method, self.training_set) if part)
+        return root / "runs" / profile / "plan" / paper / self.stage / f"{name}.json"
+
+
+def expected_runs(root: Path, profile: str, paper: str) -> list[Run]:
+    """List the runs that a paper's setting asks for, pre-training first.
+
+    A method that starts from another one's checkpoints (``pretrain_as``) has no pre-training runs of its own; those numbers stand under
+    the other method and are not repeated.
+    """
+    setting = config.setting(root, paper, profile)
+    methods = {name: config.method(root, paper, name) for name in config.method_names(root, paper, profile)}
+    training_sets = sorted({catalogue.task(name).train for name in config.data(root, profile).tasks})
+    own = [name for name, method in methods.items() if not method.pretrain_as]
+    return [Run("pretrain", name, seed) for name in own for seed in setting.seeds] + [
+        Run("finetune", name, seed, training_set) for name in methods for training_set in training_sets for seed in setting.seeds
+    ]
+
+
+def data_name(manifest: dict[str, Any]) -> str:
+    """Return the short name of the data that every record carries: ``constructed-1``, or ``files:`` and 12 digits of the revision."""
+    revision = str(manifest["revision"])
+    return f"files:{revision[:12]}" if manifest["source"] == "files" else revision
+
+
+def evaluate(root: Path, profile: str, paper: str, partial: bool = False) -> None:
+    """Score every prediction and write ``records.csv``, ``provenance.csv`` and ``costs.csv`` under ``results/<profile>/<paper>/``.
+
+    Everything is read and scored before the first file is written.
+
+    Args:
+        root: the project's root.
+        profile: name of the profile.
+        paper: name of the paper.
+        partial: write what is there although cells are missing; the tables show the holes.
+
+    Raises:
+        MoebenchError: cells are missing (the message lists them and the command that makes the first), or a file is damaged or does not
+            fit the test data.
+    """
+    prepared = root / "data" / "prepared" / profile
+    manifest = read_json(prepared / "manifest.json")
+    tasks = [catalogue.task(name) for name in config.data(root, profile).tasks]
+    gold = {task.name: _gold(prepared, task, profile) for task in tasks}
+    common = {"profile": profile, "data": data_name(manifest), "paper": paper}
+    rows: list[dict[str, Any]] = []
+    provenance: list[dict[str, Any]] = []
+    costs: list[dict[str, Any]] = []
+    missing: list[tuple[Path, str]] = []
+
+    for run in expected_runs(root, profile, paper):
+        folder = run.folder(root, profile, paper)
+        make = records.command(paper, run.stage, profile, run.method, run.seed, run.training_set)
+        if not (folder / "costs.json").is_file() or (folder / "run.json").exists():  # not there, or not finished
+            missing.append((folder, make))
+            continue
+        key = common | {"method": run.method, "seed": run.seed}
+        rows += (key | measure for measure in _measures(folder / "measures.json", run.stage))
+        for task in tasks:
+            if run.stage == "finetune" and task.train == run.training_set:
+                found, holes = _scores(task, gold[task.name], folder / "predictions" / task.name)
+                rows += (key | {"stage": run.stage} | score for score in found)
+                missing += ((hole, make) for hole in holes)
+        plan, cost = run.plan(root, profile, paper), read_json(folder / "costs.json")
+        identity = {"profile": profile, "paper": paper, "method": run.method, "seed": run.seed, "stage": run.stage}
+        identity["task"] = run.training_set or "mlm"
+        facts = cost | {
+            "train_language": manifest["pivot"] if run.training_set else None,
+            "config_hash": sha256(plan),
+            "fingerprint": read_json(plan).get("fingerprint"),
+        }
+        provenance.append(identity | {column: facts.get(column) for column in records.PROVENANCE.values})
+        costs.append(identity | {column: cost.get(column) for column in records.COSTS.values})
+
+    baselines = root / "runs" / profile / "baselines"
+    make = f"dvc repro baselines@{profile}"
+    names = sorted(path.name for path in baselines.iterdir() if path.is_dir()) if baselines.is_dir() else []
+    if not names:
+        missing.append((baselines, make))
+    for name in names:
+        for task in tasks:
+            if (baselines / name / task.name).is_dir():  # not every baseline fits every kind of task
+                found, holes = _scores(task, gold[task.name], baselines / name / task.name)
+                rows += (common | {"method": name, "seed": 0, "stage": "baseline"} | score for score in found)
+                missing += ((hole, make) for hole in holes)
+
+    if missing and not partial:
+        listed = "\n".join(f"  {path.relative_to(root)}" for path, _ in missing)
+        raise MoebenchError(f"{len(missing)} missing under {root}:\n{listed}\nThe first is made by: {missing[0][1]}")
+    target = root / "results" / profile / paper
+    parts = (
+        ("records.csv", rows, records.RECORDS),
+        ("provenance.csv", provenance, records.PROVENANCE),
+        ("costs.csv", costs, records.COSTS),
+    )
+    texts = {target / name: records.render(content, form, target / name) for name, content, form in parts}
+    for path, text in texts.items():
+        write_text(path, text)
+
+
+def _gold(prepared: Path, task: catalogue.Task, profile: str) -> dict[str, list[dict[str, Any]]]:
+    """Read the test data of a task: language → rows."""
+    folder = prepared / "tasks" / task.train / "test" / task.name
+    languages = {path.stem: read_jsonl(path) for path in sorted(folder.glob("*.jsonl"))}
+    if not languages:
+        raise MoebenchError(f"{folder}: holds no test data of task {task.name!r}; make it with: dvc repro prepare@{profile}")
+    return languages
+
+
+def _measures(path: Path, stage: str) -> Iterator[dict[str, Any]]:
+    """Read what a run measured itself."""
+    for number, measure in enumerate(read_json(path)):
+        if measure.keys() != MEASURE.keys() or not all(isinstance(measure[name], kind) for name, kind in MEASURE.items()):
+            raise MoebenchError(f"{path}: entry {number} is {measure}; should have {', '.join(MEASURE)}")
+        if measure["stage"] != stage:
+            raise MoebenchError(f"{path}: entry {number}: key 'stage' has the value {measure['stage']!r}; should be {stage!r}")
+        yield measure
+
+
+def _scores(task: catalogue.Task, gold: dict[str, list[dict[str, Any]]], folder: Path) -> tuple[list[dict[str, Any]], list[Path]]:
+    """Score the predictions of one model on one task; also returns the prediction files that are not there."""
+    rows, holes = [], []
+    for language, examples in gold.items():
+        path = folder / f"{language}.jsonl"
+        if not path.is_file():
+            holes.append(path)
+            continue
+        for metric, (value, n) in scoring.score(task, language, examples, read_jsonl(path), where=str(path)).items():
+            rows.append({"task": task.name, "language": language, "metric": metric, "value": value, "n": n})
+    return rows, holes

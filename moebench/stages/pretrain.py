@@ -1,0 +1,65 @@
+"""The verb ``pretrain``: from random or published weights to a pre-trained checkpoint and its validation perplexity."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from moebench import config
+from moebench.data.tokenizer import Tokenizer
+from moebench.files import atomic_path, read_json, sha256, write_json
+from moebench.models.build import build_encoder, load_bundled
+from moebench.models.flops import costs_of
+from moebench.stages.guard import guard
+from moebench.training.pretraining import MaskedLMBatches, PretrainingModule, validate
+from moebench.training.trainer import close_run, costs, fit, make_trainer, open_run
+
+BUNDLED_ROWS = 250037
+"""Rows of the bundled encoder's embedding: 35 more than its tokenizer has pieces."""
+
+
+def pretrain(root: Path, profile: str, paper: str, method: str, seed: int) -> None:
+    """Pre-train one method with one seed; writes ``runs/<profile>/<paper>/pretrain/<method>-<seed>/``.
+
+    Raises:
+        MoebenchError: missing or damaged input, or a damaged checkpoint.
+    """
+    prepared = root / "data" / "prepared" / profile
+    plan_file = root / "runs" / profile / "plan" / paper / "pretrain" / f"{method}.json"
+    folder = root / "runs" / profile / paper / "pretrain" / f"{method}-{seed}"
+    plan = read_json(plan_file)["config"]
+    with guard(folder):
+        open_run(folder, hashlib.sha256(f"{sha256(plan_file)} {sha256(prepared / 'manifest.json')}".encode()).hexdigest())
+        tokenizer = Tokenizer.load(prepared / "tokenizer")
+        optimisation = config.Pretraining.model_validate(plan["pretrain"])
+        sparse = config.Sparse.model_validate(plan["sparse"]) if plan["sparse"] else None
+        bundled = plan["initialisation"] == "bundled"
+        torch.manual_seed(seed)
+        encoder = build_encoder(
+            config.Encoder.model_validate(plan["encoder"]), sparse, plan["method"], BUNDLED_ROWS if bundled else tokenizer.size
+        )
+        if bundled and plan["method"]["pretrained"]:
+            load_bundled(encoder, root / "data" / "downloads")
+        module = PretrainingModule(encoder, optimisation, plan["method"]["balance"], seed)
+        steps = optimisation.steps if plan["method"]["pretrained"] else 0
+        trainer, progress = make_trainer(folder, steps, optimisation.checkpoint_every, plan)
+        measures: list[dict[str, Any]] = []
+        positions = 128
+        if steps:
+            make = MaskedLMBatches(prepared / "corpus", tokenizer, optimisation, seed, trainer.global_rank, trainer.world_size)
+            positions = make.rows.rows_NS.shape[1]
+            fit(trainer, module, make, folder)
+            measures = validate(trainer, module, prepared / "corpus", tokenizer, optimisation.mask)
+        if trainer.is_global_zero:
+            weights = {name.removeprefix("encoder."): value.detach().contiguous() for name, value in module.state_dict().items()}
+            if not steps:
+                weights = {name: value for name, value in weights.items() if not name.startswith("head.")}
+            with atomic_path(folder / "model.safetensors") as temporary:
+                save_file(weights, temporary)
+            write_json(folder / "measures.json", measures)
+            write_json(folder / "costs.json", costs(trainer, progress, costs_of(encoder, sparse, positions)))
+            close_run(folder)

@@ -1,0 +1,384 @@
+"""Verb ``run``: brings everything up to date, stages side by side, one ``dvc repro`` each; DVC itself runs one stage at a time.
+
+What DVC calls unchanged is asked in this process, stage by stage as its dependencies get ready, so a second run starts nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from moebench import config
+from moebench.errors import MoebenchError
+from moebench.files import read_json, write_json
+from moebench.stages.select import select
+
+LOOK_EVERY = 0.2
+"""Seconds between two looks at the running stages."""
+GRACE = 10.0
+"""Seconds that an interrupted stage has to end by itself."""
+TAIL = 20
+"""Lines of a failed stage's log that are shown."""
+DVC = """
+import sys
+from dvc.cli import main
+from moebench.stages.guard import end_with_parent
+end_with_parent()
+sys.exit(main(sys.argv[1:]))
+"""
+"""DVC, ending with this process even if that is killed."""
+
+
+@dataclass
+class Work:
+    """A stage of the pipeline on its way; ``stage`` is DVC's own object."""
+
+    stage: Any
+    address: str
+    log: Path
+    waits_for: set[str] = field(default_factory=set)
+    process: subprocess.Popen[bytes] | None = None
+    slot: int = 0
+    began: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """Its name in its file, such as ``pretrain@cpu-dense-0``."""
+        return str(self.stage.name)
+
+    @property
+    def kind(self) -> str:
+        """Its verb."""
+        return self.name.partition("@")[0]
+
+    @property
+    def share_done(self) -> float | None:
+        """Share of a training run that is done, if the run says so."""
+        try:
+            progress = json.loads((Path(self.stage.outs[0].fs_path) / "progress.json").read_text(encoding="utf-8"))
+            return float(progress["step"] / progress["steps"])
+        except (OSError, ValueError, KeyError, ZeroDivisionError):
+            return None
+
+
+@dataclass
+class Clock:
+    """Estimates the time that is left from how long finished stages of the same kind took."""
+
+    took: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+    def left(self, waiting: list[Work], running: list[Work], jobs: int) -> float | None:
+        """Seconds until everything is done; none while too little is known."""
+        seconds = 0.0
+        for work in waiting + running:
+            known, passed = self.took[work.kind], time.monotonic() - work.began if work.process else 0.0
+            if known:
+                seconds += max(sum(known) / len(known) - passed, 0.0)
+            elif share := work.share_done if work.process else None:
+                seconds += passed / share - passed
+            else:
+                return None
+        return seconds / min(jobs, max(len(waiting) + len(running), 1))
+
+
+def run(root: Path, profile: str, jobs: int | None = None, paper: str | None = None) -> int:
+    """Select the profile and bring it up to date.
+
+    Args:
+        root: the project's root.
+        profile: name of the profile.
+        jobs: stages side by side; none: one a GPU, or as many as the cores allow.
+        paper: name of the paper; none: all of them.
+
+    Returns:
+        Exit status: 0, 1 if a stage failed, 130 if interrupted.
+
+    Raises:
+        MoebenchError: the configuration is wrong, or DVC cannot read the pipeline.
+    """
+    select(root, profile)
+    papers = [paper] if paper else config.papers(root)
+    settings = [config.setting(root, name, profile) for name in papers]
+    threads = max(setting.threads for setting in settings)
+    slots = device_slots(max(setting.devices for setting in settings))
+    jobs = jobs or len(slots) or max(len(os.sched_getaffinity(0)) // threads, 1)
+    # files outside the project are not among the plan's dependencies, so it is made anew
+    forced = {f"plan@{profile}"} if config.data(root, profile).source == "files" else set()
+    console = Console(highlight=False, soft_wrap=True)
+
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    logging.getLogger("dvc").setLevel(logging.ERROR)
+    try:
+        with contextlib.closing(Repo(str(root), _wait_for_lock=True)) as repo:
+            with repo.lock:
+                forget_the_dead(root / ".dvc" / "tmp" / "rwlock")
+            works = pipeline(repo, root, profile, [f"tabulate@{profile}-{name}" for name in papers])
+            pool = Pool(root, repo, dict(works), jobs, slots, threads, forced, console)
+            with _ending_by_interrupt():
+                pool.run()
+    except DvcException as error:
+        raise MoebenchError(f"dvc: {error}") from error
+    except KeyboardInterrupt:
+        console.print("Interrupted. Finished stages and checkpoints are kept; the same command continues.")
+        return 130
+    for work in pool.failed:
+        lines = work.log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]
+        console.print(f"\n{work.name} failed; the end of {work.log.relative_to(root)}:", style="bold red")
+        console.print("\n".join(f"  {line}" for line in lines), markup=False)
+    if pool.failed:
+        console.print(f"\n{len(pool.waiting)} stages were not started. What is finished is kept; the same command continues.")
+        return 1
+    console.print(f"{len(works)} stages: {pool.ran} run, {len(works) - pool.ran} were up to date.")
+    for name in papers:
+        console.print(f"Look at results/{profile}/{name}/table1_xtreme.md")
+    return 0
+
+
+def forget_the_dead(locks: Path) -> None:
+    """Drop DVC's locks on paths whose holders were killed.
+
+    DVC does so itself, but takes a killed process for alive as long as nobody collects it, which in a container may be for ever.
+    """
+    import psutil
+
+    def alive(holder: dict[str, Any]) -> bool:
+        try:
+            return bool(psutil.Process(holder["pid"]).status() != psutil.STATUS_ZOMBIE)
+        except psutil.NoSuchProcess:
+            return False
+
+    if locks.is_file():
+        held = read_json(locks)
+        held["write"] = {path: holder for path, holder in held.get("write", {}).items() if alive(holder)}
+        held["read"] = {path: [holder for holder in holders if alive(holder)] for path, holders in held.get("read", {}).items()}
+        write_json(locks, held)
+
+
+def device_slots(devices: int) -> list[str]:
+    """Values of ``CUDA_VISIBLE_DEVICES`` for stages side by side, ``devices`` GPUs each; empty without a GPU."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        found = [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name.strip()]
+    elif shutil.which("nvidia-smi"):
+        query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+        done = subprocess.run(query, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False)
+        found = done.stdout.split() if done.returncode == 0 else []
+    else:
+        found = []
+    groups = [found[begin : begin + devices] for begin in range(0, len(found), devices)]
+    return [",".join(group) for group in groups if len(group) == devices or len(groups) == 1]
+
+
+def pipeline(repo: Any, root: Path, profile: str, targets: list[str]) -> dict[str, Work]:
+    """Return address → work of the targets and of everything they need.
+
+    Raises:
+        MoebenchError: the pipeline has no such target.
+    """
+    graph = repo.index.graph  # a stage points at those it needs
+    works = {}
+    for stage in graph:
+        file = Path(stage.path).relative_to(root)
+        address = str(stage.name) if file.parent == Path() else f"{file.as_posix()}:{stage.name}"
+        works[stage] = Work(stage, address, root / "runs" / profile / "logs" / file.parent / f"{stage.name}.log")
+    for stage, work in works.items():
+        work.waits_for |= {works[other].address for other in graph.successors(stage)}
+    every = {work.address: work for work in works.values()}
+    for target in targets:
+        if target not in every:
+            raise MoebenchError(f"{root / 'dvc.yaml'}: has no stage {target!r}; every paper has to be in the matrix of 'tabulate'")
+    needed = list(targets)
+    for address in needed:  # grows while it is walked
+        needed += sorted(every[address].waits_for - set(needed))
+    return {address: work for address, work in every.items() if address in set(needed)}
+
+
+@dataclass
+class Pool:
+    """Runs stages as soon as what they need is done, at most ``jobs`` at a time; after a failure it starts no further ones."""
+
+    root: Path
+    repo: Any
+    waiting: dict[str, Work]
+    jobs: int
+    slots: list[str]
+    threads: int
+    forced: set[str]
+    console: Console
+    running: list[Work] = field(default_factory=list)
+    failed: list[Work] = field(default_factory=list)
+    done: set[str] = field(default_factory=set)
+    ran: int = 0
+    clock: Clock = field(default_factory=Clock)
+
+    def run(self) -> None:
+        """Run until nothing is left, or nothing more can be started."""
+        total = len(self.waiting)
+        with Display(self.console, total) as display:
+            try:
+                while self.running or (self.waiting and not self.failed):
+                    if not self.failed:
+                        self._start_the_ready()
+                    display.show(self)
+                    if self.running:
+                        time.sleep(LOOK_EVERY)
+                    for work in [work for work in self.running if work.process and work.process.poll() is not None]:
+                        self._finish(work, display)
+            finally:
+                self._stop()
+
+    def _start_the_ready(self) -> None:
+        """Start ready stages while there is room; those that are up to date are done at once, which may make others ready."""
+        looked = -1
+        while looked != len(self.done):
+            looked = len(self.done)
+            for address, work in list(self.waiting.items()):
+                if len(self.running) == self.jobs:
+                    return
+                if work.waits_for <= self.done:
+                    del self.waiting[address]
+                    if address in self.forced or self._changed(work):
+                        self._start(work)
+                    else:
+                        self.done.add(address)
+
+    def _changed(self, work: Work) -> bool:
+        from dvc.lock import LockError
+
+        try:
+            with self.repo.lock:
+                return bool(work.stage.changed())
+        except LockError:  # another DVC is at it: let this stage's own DVC find out
+            return True
+
+    def _start(self, work: Work) -> None:
+        work.slot = min(set(range(self.jobs)) - {other.slot for other in self.running})
+        environment = os.environ | {name: str(self.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+        # `python` in a stage's command is this one
+        environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+        if self.slots:
+            environment["CUDA_VISIBLE_DEVICES"] = self.slots[work.slot % len(self.slots)]
+        command = [sys.executable, "-c", DVC, "--wait-for-lock", "repro", "--single-item", work.address]
+        command += ["--force"] if work.address in self.forced else []
+        work.log.parent.mkdir(parents=True, exist_ok=True)
+        with open(work.log, "wb") as log:
+            work.process = subprocess.Popen(
+                command, cwd=self.root, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        work.began = time.monotonic()
+        self.running.append(work)
+
+    def _finish(self, work: Work, display: Display) -> None:
+        assert work.process is not None
+        self.running.remove(work)
+        seconds = time.monotonic() - work.began
+        if work.process.returncode:
+            self.failed.append(work)
+        else:
+            self.done.add(work.address)
+            self.ran += 1
+            self.clock.took[work.kind].append(seconds)
+        display.say(self, f"{work.name} {'failed' if work.process.returncode else 'done'} ({duration(seconds)})")
+
+    def _stop(self) -> None:
+        """End the stages that still run: ask them to, and after a while or at a second interrupt kill them."""
+        running = [work.process for work in self.running if work.process]
+        try:
+            for process in running:
+                _signal(process, signal.SIGINT)
+            end = time.monotonic() + GRACE
+            for process in running:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(max(end - time.monotonic(), 0))
+        finally:
+            for process in running:
+                _signal(process, signal.SIGKILL)
+
+
+class Display:
+    """What is going on: bars on a terminal, a line for each stage elsewhere."""
+
+    def __init__(self, console: Console, total: int):
+        self.console, self.total = console, total
+        self.bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.overall = self.bars.add_task("", total=total, note="")
+        self.tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Display:
+        self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bars.stop()
+
+    def show(self, pool: Pool) -> None:
+        """Draw the bars."""
+        left = pool.clock.left(list(pool.waiting.values()), pool.running, pool.jobs)
+        note = "" if left is None else f"about {duration(left)} left"
+        self.bars.update(self.overall, completed=len(pool.done), description=f"{len(pool.done)}/{self.total} stages", note=note)
+        for work in pool.running:
+            if work.address not in self.tasks:
+                self.tasks[work.address] = self.bars.add_task(work.name, total=None, note="")
+            share = work.share_done
+            note = duration(time.monotonic() - work.began)
+            self.bars.update(self.tasks[work.address], total=None if share is None else 1.0, completed=share or 0.0, note=note)
+        for address in self.tasks.keys() - {work.address for work in pool.running}:
+            self.bars.remove_task(self.tasks.pop(address))
+
+    def say(self, pool: Pool, what: str) -> None:
+        """Report what happened to a stage."""
+        if not self.console.is_terminal:
+            self.console.print(f"[{len(pool.done)}/{self.total}] {what}", markup=False)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: ``8 s``, ``12 min``, ``2 h 05 min``."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+@contextlib.contextmanager
+def _ending_by_interrupt() -> Iterator[None]:
+    """Make a request to end, or a closed terminal, do what Ctrl-C does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    ends = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores the latter
+    before = {number: signal.signal(number, interrupt) for number in ends}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """Send a signal to a stage's DVC and all that it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)

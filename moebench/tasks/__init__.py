@@ -1,0 +1,1 @@
+"""What the tasks are, how predictions are scored, and the shallow baselines. Imports no torch."""

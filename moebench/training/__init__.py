@@ -1,0 +1,1 @@
+"""Lightning modules, batches, callbacks and the trainer."""

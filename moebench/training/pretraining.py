@@ -1,0 +1,161 @@
+"""Masked-language-model pre-training: its batches, its module and its validation.
+
+N rows or masked positions, B batch, S positions, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as lightning
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from moebench.config import Pretraining
+from moebench.data.tokenizer import Tokenizer
+from moebench.errors import MoebenchError
+from moebench.metrics.routing import load_entropy, max_violation
+from moebench.models.encoder import Encoder
+from moebench.models.heads import MaskedLMHead
+from moebench.moe.layer import Aux
+from moebench.training.batches import Batch, loader
+from moebench.training.module import Training
+
+
+class PackedRows:
+    """The packed rows of a prepared corpus (``moebench.data.corpus``).
+
+    Raises:
+        MoebenchError: the files are missing or damaged.
+    """
+
+    def __init__(self, folder: Path, split: str):
+        try:
+            self.rows_NS = np.load(folder / f"{split}.npy", mmap_mode="r")
+            labels = json.loads((folder / f"{split}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError, EOFError) as error:
+            raise MoebenchError(f"{folder / split}.npy: not a readable corpus ({error}); prepare the data again") from error
+        self.language = np.array(labels["language"])
+        self.kind = np.array(labels["kind"])
+        if not len(self.rows_NS) == len(self.language) == len(self.kind):
+            raise MoebenchError(f"{folder / split}.json: {len(self.language)} labels for {len(self.rows_NS)} rows; prepare the data again")
+
+
+def mask_tokens(ids_BS: np.ndarray, tokenizer: Tokenizer, share: float, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Choose positions to predict and hide them (BERT, arXiv 1810.04805, section 3.1).
+
+    Of the chosen ones, 80 % become ``<mask>``, 10 % a random piece and 10 % stay. Special tokens are never chosen. The X-MoE paper does
+    not state these shares; the related public code uses the same.
+
+    Returns:
+        The corrupted ids, and a boolean (B, S) array that is true on the chosen positions.
+    """
+    special = (tokenizer.pad, tokenizer.bos, tokenizer.eos, tokenizer.unk, tokenizer.mask)
+    chosen_BS = (generator.random(ids_BS.shape) < share) & ~np.isin(ids_BS, special)
+    fate_BS = generator.random(ids_BS.shape)
+    noise_BS = generator.integers(max(special[:4]) + 1, tokenizer.size, ids_BS.shape)
+    hidden_BS = np.where(fate_BS < 0.8, tokenizer.mask, np.where(fate_BS < 0.9, noise_BS, ids_BS))
+    return np.where(chosen_BS, hidden_BS, ids_BS), chosen_BS
+
+
+def masked_batch(ids_BS: np.ndarray, tokenizer: Tokenizer, share: float, generator: np.random.Generator) -> Batch:
+    """Return ids, padding mask, and the positions and pieces to predict."""
+    length = int((ids_BS != tokenizer.pad).sum(axis=1).max())
+    ids_BS = ids_BS[:, :length]
+    corrupted_BS, chosen_BS = mask_tokens(ids_BS, tokenizer, share, generator)
+    return {
+        "ids": torch.from_numpy(corrupted_BS.astype(np.int64)),
+        "mask": torch.from_numpy(ids_BS != tokenizer.pad),
+        "chosen": torch.from_numpy(chosen_BS),
+        "targets": torch.from_numpy(ids_BS[chosen_BS].astype(np.int64)),
+    }
+
+
+class MaskedLMBatches:
+    """Draws the training batch of a step: rows with replacement, a share of them translated pairs.
+
+    Every rank draws the same rows and takes its own part of them.
+    """
+
+    def __init__(self, folder: Path, tokenizer: Tokenizer, optimisation: Pretraining, seed: int, rank: int = 0, ranks: int = 1):
+        self.rows = PackedRows(folder, "train")
+        self.tokenizer, self.optimisation, self.seed, self.rank, self.ranks = tokenizer, optimisation, seed, rank, ranks
+        self.text = np.flatnonzero(self.rows.kind == "text")
+        self.translation = np.flatnonzero(self.rows.kind == "translation")
+        if not len(self.text):
+            raise MoebenchError(f"{folder}: no text rows to train on")
+        if optimisation.translation and not len(self.translation):
+            raise MoebenchError(f"{folder}: pretrain.translation is {optimisation.translation}, but the corpus has no translated pairs")
+
+    def __call__(self, step: int) -> Batch:
+        """Return this rank's part of the batch of ``step``."""
+        generator = np.random.default_rng([self.seed, step])
+        size = self.optimisation.batch
+        chosen = self.text[generator.integers(0, len(self.text), size)]
+        if self.optimisation.translation:
+            pairs = self.translation[generator.integers(0, len(self.translation), size)]
+            chosen = np.where(generator.random(size) < self.optimisation.translation, pairs, chosen)
+        ids_BS = np.asarray(self.rows.rows_NS[np.sort(chosen)[self.rank :: self.ranks]])
+        return masked_batch(ids_BS, self.tokenizer, self.optimisation.mask, np.random.default_rng([self.seed, step, self.rank]))
+
+
+def validation_batches(folder: Path, tokenizer: Tokenizer, share: float, batch: int = 32) -> list[tuple[str, Batch]]:
+    """Return (language, batch) pairs of the validation rows, masked the same way in every run."""
+    rows = PackedRows(folder, "validation")
+    result = []
+    for language in sorted(set(rows.language)):
+        mine = np.flatnonzero(rows.language == language)
+        generator = np.random.default_rng(20220420)
+        for begin in range(0, len(mine), batch):
+            result.append((str(language), masked_batch(np.asarray(rows.rows_NS[mine[begin : begin + batch]]), tokenizer, share, generator)))
+    return result
+
+
+class PretrainingModule(Training):
+    """Masked language modelling; the vocabulary is scored at the masked positions only."""
+
+    def __init__(self, encoder: Encoder, optimisation: Pretraining, balance: float, seed: int):
+        super().__init__(encoder, optimisation, balance, seed)
+        self.head = MaskedLMHead(encoder.shape.width, encoder.embedding.num_embeddings, encoder.shape.epsilon)
+
+    def _logits(self, batch: Batch) -> tuple[Tensor, Aux | None]:
+        states_BSD, aux = self.encoder(batch["ids"], batch["mask"])
+        return self.head(states_BSD[batch["chosen"]], self.encoder.embedding.weight).float(), aux
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Mean cross-entropy of the masked pieces, plus the balance loss."""
+        logits, aux = self._logits(batch)
+        return self.total_loss(functional.cross_entropy(logits, batch["targets"]), aux)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Return the summed negative log-likelihood, the number of masked pieces, and the experts' loads."""
+        logits, aux = self._logits(batch)
+        nll = functional.cross_entropy(logits, batch["targets"], reduction="none").double().sum()
+        return {"nll": nll.item(), "n": len(batch["targets"]), "load": None if aux is None else aux.load.cpu().numpy()}
+
+
+def validate(
+    trainer: lightning.Trainer, module: PretrainingModule, corpus: Path, tokenizer: Tokenizer, mask: float
+) -> list[dict[str, Any]]:
+    """Return measures: perplexity of the masked pieces per language, and how evenly the experts were used over all of them."""
+    languages, batches = zip(*validation_batches(corpus, tokenizer, mask), strict=True)
+    outputs: Any = trainer.predict(module, loader(list(batches)))
+    measures = []
+
+    def measure(language: str, metric: str, value: float, n: int) -> None:
+        measures.append({"stage": "pretrain", "task": "mlm", "language": language, "metric": metric, "value": value, "n": n})
+
+    for language in sorted(set(languages)):
+        mine = [output for name, output in zip(languages, outputs, strict=True) if name == language]
+        n = sum(output["n"] for output in mine)
+        measure(language, "perplexity", math.exp(sum(output["nll"] for output in mine) / n), n)
+    if outputs[0]["load"] is not None:
+        load = sum(output["load"] for output in outputs)
+        measure("all", "max_violation", float(max_violation(load)), int(load.sum()))
+        measure("all", "load_entropy", float(load_entropy(load)), int(load.sum()))
+    return measures

@@ -1,0 +1,175 @@
+"""One resumable, guarded training run: the run's folder, the Lightning trainer, its callbacks, and what the run costs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+import moebench
+from moebench.errors import MoebenchError
+from moebench.files import read_json, write_json
+from moebench.training.batches import Batch, StepBatches, loader
+from moebench.training.module import Training
+
+
+def open_run(folder: Path, key: str) -> None:
+    """Prepare a run's folder: keep it when it belongs to an unfinished run of the same key, else empty it.
+
+    Args:
+        folder: where the run writes.
+        key: everything the run depends on, hashed; a run of another key must not be continued.
+    """
+    state = folder / "run.json"
+    if not (state.is_file() and read_json(state)["key"] == key):
+        shutil.rmtree(folder, ignore_errors=True)
+        write_json(state, {"key": key})
+
+
+def close_run(folder: Path) -> None:
+    """Remove what only an unfinished run needs."""
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    (folder / "progress.json").unlink(missing_ok=True)
+    (folder / "run.json").unlink(missing_ok=True)
+
+
+class Progress(pl.Callback):
+    """Writes ``progress.json`` every two seconds and counts training seconds and tokens over interruptions."""
+
+    def __init__(self, folder: Path, steps: int):
+        self.path, self.steps = folder / "progress.json", steps
+        self.seconds = 0.0
+        self.tokens = 0
+        self._last = self._written = time.monotonic()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run goes on from."""
+        return {"seconds": self.seconds, "tokens": self.tokens}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.seconds, self.tokens = state_dict["seconds"], state_dict["tokens"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock."""
+        self._last = self._written = time.monotonic()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Count the step."""
+        now = time.monotonic()
+        self.seconds += now - self._last
+        self.tokens += int(batch["mask"].sum())
+        self._last = now
+        if now - self._written > 2 and trainer.is_global_zero:
+            self._written = now
+            write_json(self.path, {"step": trainer.global_step, "steps": self.steps})
+
+
+def make_trainer(folder: Path, steps: int, checkpoint_every: int, scale: dict[str, Any]) -> tuple[pl.Trainer, Progress]:
+    """Build the Lightning trainer of a run.
+
+    Args:
+        folder: the run's folder.
+        steps: steps of the optimiser.
+        checkpoint_every: steps between resumable checkpoints.
+        scale: ``precision`` (fp32 or bf16), ``devices``, ``nodes``, ``threads`` of the profile.
+    """
+    torch.set_num_threads(scale["threads"])
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    progress = Progress(folder, steps)
+    checkpoint = ModelCheckpoint(
+        dirpath=folder / "checkpoints", filename="last", every_n_train_steps=checkpoint_every, save_top_k=1, enable_version_counter=False
+    )
+    warnings.filterwarnings("ignore", module="lightning")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    trainer = pl.Trainer(
+        accelerator="auto",
+        devices=scale["devices"],
+        num_nodes=scale["nodes"],
+        strategy="ddp" if scale["devices"] * scale["nodes"] > 1 else "auto",
+        precision="bf16-mixed" if scale["precision"] == "bf16" else "32-true",
+        max_steps=steps,
+        callbacks=[progress, checkpoint],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+    )
+    return trainer, progress
+
+
+def fit(trainer: pl.Trainer, module: Training, make: Callable[[int], Batch], folder: Path) -> None:
+    """Train to the last step, from the run's checkpoint where there is one.
+
+    Raises:
+        MoebenchError: the checkpoint is damaged. It is moved aside, so that the next run starts this run anew.
+    """
+    saved = folder / "checkpoints" / "last.ckpt"
+    batches = StepBatches(make, lambda: trainer.global_step, module.optimisation.steps)
+    if saved.is_file():
+        try:
+            torch.load(saved, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:
+            aside = saved.with_suffix(".damaged")
+            saved.rename(aside)
+            raise MoebenchError(
+                f"{saved}: damaged checkpoint ({error}); moved to {aside.name}: run again to start this run anew"
+            ) from error
+    trainer.fit(module, loader(batches), ckpt_path=saved if saved.is_file() else None, weights_only=True)
+
+
+def costs(trainer: pl.Trainer, progress: Progress, counts: dict[str, int]) -> dict[str, Any]:
+    """Return what the run cost and where: seconds, memory, sizes, versions, hardware."""
+    if torch.cuda.is_available():
+        peak = torch.cuda.max_memory_allocated() / 2**20
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**10 if sys.platform == "linux" else 2**20)
+    return {
+        "seconds": round(progress.seconds, 3),
+        "tokens_per_second": round(progress.tokens / progress.seconds, 1) if progress.seconds else 0.0,
+        "peak_memory_mb": round(peak, 1),
+        **counts,
+        "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{processor()}, {os.cpu_count()} cores",
+        "torch": torch.__version__,
+        "lightning": lightning.__version__,
+        "python": platform.python_version(),
+        "moebench": moebench.__version__,
+        "commit": commit(),
+    }
+
+
+def processor() -> str:
+    """Name of the processor, as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def commit() -> str:
+    """The project's commit, with ``+`` where tracked files differ from it; ``unknown`` outside git."""
+    try:
+        folder = Path(moebench.__file__).parent
+
+        def git(*arguments: str) -> str:
+            return subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no", "--", ".") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -1,0 +1,243 @@
+"""Tokenizer: exact character ranges, reproducible training, the bundled vocabulary."""
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import sentencepiece
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_bundle import NORMALISATION, PIECES, write_bundle
+
+from moebench.data import tokenizer
+from moebench.data.bundled import Bundle
+from moebench.data.tokenizer import Tokenizer
+from moebench.errors import MoebenchError
+
+MARK = "\u2581"
+REAL = Path(os.environ.get("MOEBENCH_BUNDLE") or Path(__file__).parents[2] / "data" / "downloads" / "e5-small-q4.bin")
+
+ALPHABET = (
+    "abcdehilnorst .,!"
+    + " \t\n\u00a0\u3000\u2028"
+    + MARK
+    + "e\u0301\u0327"
+    + "日本語"
+    + "ｈｅＷ！"
+    + "\U0001f600\U00010348"
+    + "\u0915\u094d"
+)
+ALPHABET += "\x00\x01ﬁ㎥ﷺ\x85\ud800"
+TEXTS = st.text(st.one_of(st.sampled_from(ALPHABET), st.characters()), max_size=40)
+
+
+def texts(seed: int = 0) -> list[str]:
+    """Sentences of made-up words in three scripts."""
+    generator = random.Random(seed)
+    alphabets = ["abcdehilnorst", "бвгдежзик", "अकखगघनम"]
+    words = ["".join(generator.choices(alphabets[i % 3], k=generator.randint(2, 7))) for i in range(150)]
+    return [" ".join(generator.choices(words, k=8)) + "." for _ in range(400)]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return tokenizer.train(texts(), 250, tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture(scope="module")
+def bundled(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bundled")
+    write_bundle(folder / "tiny.bin")
+    return tokenizer.from_bundle(Bundle(folder / "tiny.bin"), folder)
+
+
+def surfaces(ours: Tokenizer, ids: list[int]) -> list[str]:
+    return [ours._pieces.id_to_piece(number) for number in ids]
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=TEXTS)
+def test_trained_ranges_are_exact(trained, text):
+    ids, offsets = trained.encode(text)
+    assert len(ids) == len(offsets)
+    covered = [0] * len(text)
+    for surface, (start, stop) in zip(surfaces(trained, ids), offsets, strict=True):
+        for index in range(start, stop):
+            covered[index] += 1
+        if surface == MARK:
+            assert start == stop
+        elif surface != "<unk>":
+            assert text[start:stop] == surface.removeprefix(MARK)
+    assert covered == [int(not (character.isspace() or character == MARK)) for character in text]
+    assert offsets == sorted(offsets)
+    assert ids == trained.encode_batch([text])[0]
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=TEXTS)
+def test_bundled_ranges_are_exact_up_to_the_normalisation(bundled, text):
+    ids, offsets = bundled.encode(text)
+    becomes = [" " if "\ud800" <= character <= "\udfff" else NORMALISATION.get(ord(character), character) for character in text]
+    covered = [0] * len(text)
+    for surface, (start, stop) in zip(surfaces(bundled, ids), offsets, strict=True):
+        for index in range(start, stop):
+            covered[index] += 1
+        if surface not in ("<unk>", MARK):
+            whole = "".join(becomes[start:stop])
+            assert surface.removeprefix(MARK) in whole
+            if all(len(part) <= 1 for part in becomes[start:stop]):
+                assert whole == surface.removeprefix(MARK)
+    for count, new in zip(covered, becomes, strict=True):
+        if not new:
+            assert count <= 1  # dropped
+        elif len(new) == 1:
+            assert count == int(new != " ")
+        else:
+            assert count >= 1  # split over pieces
+    assert [start for start, _ in offsets] == sorted(start for start, _ in offsets)
+    assert [stop for _, stop in offsets] == sorted(stop for _, stop in offsets)
+    assert ids == bundled.encode_batch([text])[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "pieces", "ranges"),
+    [
+        ("the cat", ["▁the", "▁cat"], ["the", "cat"]),
+        ("  ｔｈｅ\u00a0\tcat ", ["▁the", "▁cat"], ["ｔｈｅ", "cat"]),
+        ("ﬁne", ["▁fi", "ne"], ["ﬁ", "ne"]),
+        ("c\x01at", ["▁cat"], ["c\x01at"]),
+        ("\x01", [], []),
+        ("", [], []),
+        ("日本語", ["▁日本", "語"], ["日本", "語"]),
+        ("!cat", ["▁", "!", "cat"], ["", "!", "cat"]),
+        ("\U0001f600\U0001f601 cat", ["▁", "<unk>", "▁cat"], ["", "\U0001f600\U0001f601", "cat"]),
+        ("㎥", ["▁", "m", "3"], ["", "㎥", "㎥"]),
+    ],
+)
+def test_bundled_examples(bundled, text, pieces, ranges):
+    ids, offsets = bundled.encode(text)
+    assert surfaces(bundled, ids) == pieces
+    assert [text[start:stop] for start, stop in offsets] == ranges
+
+
+def test_text_never_yields_a_special_piece(trained, bundled):
+    for ours in (trained, bundled):
+        ids, _ = ours.encode("<s> </s> <pad> <mask> <unk>")
+        assert not {ours.bos, ours.eos, ours.pad, ours.mask} & set(ids)
+
+
+def test_ids_of_the_special_pieces(trained, bundled):
+    assert (trained.kind, trained.bos, trained.pad, trained.eos, trained.unk, trained.mask) == ("trained", 0, 1, 2, 3, 4)
+    assert surfaces(trained, [0, 1, 2, 3, 4]) == ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    assert (bundled.kind, bundled.bos, bundled.pad, bundled.eos, bundled.unk, bundled.mask) == ("bundled", 0, 1, 2, 3, 199)
+    assert surfaces(bundled, list(range(bundled.size))) == PIECES
+
+
+def test_a_trained_tokenizer_knows_every_character_of_its_text(trained):
+    assert trained.size <= 250
+    assert not any(trained.unk in ids for ids in trained.encode_batch(texts()))
+
+
+def test_words_are_represented_by_their_first_piece_with_content(bundled):
+    words = ["the", "!", "日本", "\x01", "\U0001f600", "", "\u00a0", "!cat"]
+    ids, first = bundled.encode_words(words)
+    assert [surfaces(bundled, ids)[index] for index in first] == ["▁the", "!", "▁日本", "<unk>", "<unk>", "<unk>", "<unk>", "!"]
+    assert first == sorted(set(first))
+    pieces = [bundled.encode(word)[0] or [bundled.unk] for word in words]
+    assert ids == [number for word in pieces for number in word]
+
+
+@settings(max_examples=100, deadline=None)
+@given(words=st.lists(TEXTS, max_size=8))
+def test_every_word_has_a_piece_of_its_own(trained, words):
+    ids, first = trained.encode_words(words)
+    ends = [0]
+    for word in words:
+        ends.append(ends[-1] + max(1, len(trained.encode(word)[0])))
+    assert ends[-1] == len(ids)
+    assert len(first) == len(words)
+    for index, start, stop in zip(first, ends, ends[1:], strict=False):
+        assert start <= index < stop
+        assert stop == start + 1 or surfaces(trained, [ids[index]]) != [MARK]
+
+
+def test_loading_gives_the_same_tokenizer_and_a_mixed_folder_is_refused(trained, tmp_path):
+    tokenizer.train(texts(), 250, tmp_path)
+    again = Tokenizer.load(tmp_path)
+    assert again.sha256 == trained.sha256
+    assert [again.encode(text) for text in texts(1)[:20]] == [trained.encode(text) for text in texts(1)[:20]]
+    model = tmp_path / "sentencepiece.model"
+    model.write_bytes(model.read_bytes()[:-1])
+    with pytest.raises(MoebenchError, match=r"sentencepiece\.model"):
+        Tokenizer.load(tmp_path)
+    model.unlink()
+    with pytest.raises(MoebenchError, match=r"sentencepiece\.model"):
+        Tokenizer.load(tmp_path)
+
+
+def test_training_gives_the_same_bytes_in_fresh_processes(tmp_path):
+    program = "import sys; sys.path[:0] = sys.argv[2:]; import test_tokenizer as t; t.tokenizer.train(t.texts(), 250, t.Path(sys.argv[1]))"
+    for name in ("a", "b"):
+        environment = os.environ | {"PYTHONHASHSEED": str(ord(name))}
+        folders = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+        subprocess.run([sys.executable, "-c", program, str(tmp_path / name), *folders], check=True, env=environment)
+    for file in ("sentencepiece.model", "tokenizer.json"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_training_sees_long_documents_and_text_with_odd_spaces(tmp_path):
+    long = " ".join(texts()) + "\tж\u00a0ш"
+    assert len(long.encode()) > 10_000
+    ours = tokenizer.train([long, "", "  "], 250, tmp_path)
+    assert ours.unk not in ours.encode("ж ш")[0]
+
+
+@pytest.mark.parametrize(("given_texts", "vocabulary"), [([], 100), ([" \t"], 100), (["abcdefghij"], 8)])
+def test_training_that_cannot_work_says_so(tmp_path, given_texts, vocabulary):
+    with pytest.raises(MoebenchError, match=f"tokens.vocabulary {vocabulary}"):
+        tokenizer.train(given_texts, vocabulary, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error", [KeyError, KeyboardInterrupt, MoebenchError])
+def test_a_failure_of_the_texts_is_passed_on_as_it_is(tmp_path, error):
+    def failing():
+        yield "abc"
+        raise error("corpus.txt")
+
+    with pytest.raises(error, match=r"corpus\.txt"):
+        tokenizer.train(failing(), 100, tmp_path)
+
+
+def test_the_hand_written_model_agrees_with_a_search_over_all_segmentations(bundled, tmp_path):
+    """Unigram: the segmentation whose log-probabilities sum highest, found here by a dynamic programme over the pieces."""
+    write_bundle(tmp_path / "tiny.bin")
+    scores = {piece: score for piece, score in Bundle(tmp_path / "tiny.bin").pieces() if not piece.startswith("<")}
+    for text in ("the cat sat on the mat", "fine hello", "日本語 world", "catsat", "finefi"):
+        line = MARK + text.replace(" ", MARK)
+        best: list[tuple[float, list[str]]] = [(0.0, [])]
+        for stop in range(1, len(line) + 1):
+            options = [(best[i][0] + scores[line[i:stop]], [*best[i][1], line[i:stop]]) for i in range(stop) if line[i:stop] in scores]
+            best.append(max(options, default=(-1e10, [])))
+        assert surfaces(bundled, bundled.encode(text)[0]) == best[-1][1]
+
+
+def test_sentencepiece_reads_the_model_file_on_its_own(trained, tmp_path):
+    tokenizer.train(texts(), 250, tmp_path)
+    alone = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "sentencepiece.model"))
+    for text in texts(2)[:20]:
+        assert alone.encode(text) == trained.encode(text)[0]
+
+
+@pytest.mark.skipif(not REAL.is_file(), reason="the real weights are not there (data/downloads or MOEBENCH_BUNDLE)")
+def test_the_real_vocabulary(tmp_path):
+    ours = tokenizer.from_bundle(Bundle(REAL), tmp_path)
+    assert (ours.size, ours.mask) == (250002, 250001)
+    assert ours.encode("Hello world") == ([35378, 8999], [(0, 5), (6, 11)])
+    text = "Ｈｅｌｌｏ\u00a0 world 第一"
+    assert [text[start:stop] for start, stop in ours.encode(text)[1]] == ["Ｈｅｌｌｏ", "world", "", "第一"]
+    ids, first = ours.encode_words(["第一", "Hello"])
+    assert [ours._pieces.id_to_piece(ids[index]) for index in first] == ["第一", "▁Hello"]

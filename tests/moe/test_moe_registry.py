@@ -1,0 +1,36 @@
+"""Routers are found by name and imported only then."""
+
+import subprocess
+import sys
+
+import pytest
+
+from moebench import config
+from moebench.moe import Router, build_router, router_names
+
+
+def test_importing_the_package_imports_no_router_file():
+    code = "import sys, moebench.moe; print([name for name in sys.modules if name.startswith('moebench.moe.routers.')])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_names_are_the_files():
+    assert {"dot", "xmoe"} <= set(router_names())
+    assert router_names() == config.routers()
+
+
+@pytest.mark.parametrize("name", router_names())
+def test_builds_with_the_defaults_that_configuration_reads_from_the_source(name):
+    router = build_router(name, 8, 4, config.router_options(name)().model_dump())
+    assert isinstance(router, Router)
+    assert (router.d_model, router.experts) == (8, 4)
+
+
+def test_an_unknown_name_is_refused_with_the_list():
+    with pytest.raises(ValueError, match=r"unknown router 'dott'; routers are: .*dot.*xmoe"):
+        build_router("dott", 8, 4, {})
+
+
+def test_an_unknown_option_is_refused():
+    with pytest.raises(TypeError, match="jitter"):
+        build_router("dot", 8, 4, {"jitter": 0.1})

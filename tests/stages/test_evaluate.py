@@ -1,0 +1,195 @@
+"""The stage ``evaluate`` on a small made-up project: which records come out, and what it says about holes and damage."""
+
+import hashlib
+import shutil
+
+import pytest
+import yaml
+
+from moebench import files
+from moebench.errors import MoebenchError
+from moebench.results import records
+from moebench.stages.evaluate import data_name, evaluate, expected_runs
+
+OPTIMISATION = {"steps": 10, "batch": 2, "rate": 0.001}
+SETTING = {
+    "seeds": [0, 1],
+    "baseline": "dense",
+    "encoder": {"layers": 2, "width": 8, "heads": 2, "inner": 16},
+    "sparse": {"experts": 2, "inner": 8},
+    "pretrain": OPTIMISATION,
+    "finetune": {"constructed_pos": OPTIMISATION, "constructed_qa": OPTIMISATION},
+}
+METHODS = {
+    "dense": {"label": "Dense", "layer": "none"},
+    "dense_again": {"label": "Dense, fine-tuned again", "layer": "none", "pretrain_as": "dense"},
+}
+DATA = {
+    "source": "constructed",
+    "tasks": ["constructed_pos", "constructed_qa_parallel", "constructed_qa_cross"],
+    "constructed": {},
+    "corpus": {},
+    "tokens": {"source": "trained", "vocabulary": 100},
+}
+COSTS = {"seconds": 1.5, "tokens_per_second": 10.0, "peak_memory_mb": 100.0, "parameters": 1000, "active_parameters": 900}
+COSTS |= {"flops_per_token": 2000, "hardware": "a machine", "torch": "2", "lightning": "2", "python": "3", "moebench": "0", "commit": "abc"}
+LANGUAGES = {"constructed_pos": ("aa", "bb"), "constructed_qa_parallel": ("aa", "bb"), "constructed_qa_cross": ("aa", "bb-aa")}
+TAGGED = [{"id": "0", "words": ["x", "y", "z"], "tags": ["NOUN", "VERB", "NOUN"]}, {"id": "1", "words": ["w"], "tags": ["ADJ"]}]
+ASKED = [{"id": "q", "context": "red green blue", "question": "?", "answers": [{"text": "green", "start": 4}]}]
+RIGHT = [{"id": "0", "prediction": ["NOUN", "VERB", "NOUN"]}, {"id": "1", "prediction": ["ADJ"]}]
+HALF = [{"id": "0", "prediction": ["NOUN", "VERB", "NOUN"]}, {"id": "1", "prediction": ["VERB"]}]
+ANSWERED = [{"id": "q", "prediction": "green blue"}]
+
+
+def yaml_at(path, value):
+    files.write_text(path, yaml.safe_dump(value))
+
+
+@pytest.fixture
+def root(tmp_path):
+    yaml_at(tmp_path / "data/profiles/cpu.yaml", DATA)
+    yaml_at(tmp_path / "experiments/xmoe/profiles/cpu.yaml", SETTING)
+    for name, method in METHODS.items():
+        yaml_at(tmp_path / f"experiments/xmoe/methods/{name}.yaml", method)
+    prepared = tmp_path / "data/prepared/cpu"
+    files.write_json(
+        prepared / "manifest.json", {"source": "constructed", "revision": "constructed-1", "pivot": "aa", "languages": ["aa", "bb"]}
+    )
+    for task, languages in LANGUAGES.items():
+        folder = prepared / "tasks" / ("constructed_pos" if task == "constructed_pos" else "constructed_qa") / "test" / task
+        for language in languages:
+            files.write_jsonl(folder / f"{language}.jsonl", TAGGED if task == "constructed_pos" else ASKED)
+    runs = tmp_path / "runs/cpu"
+    for run in expected_runs(tmp_path, "cpu", "xmoe"):
+        folder = run.folder(tmp_path, "cpu", "xmoe")
+        files.write_json(run.plan(tmp_path, "cpu", "xmoe"), {"config": {"method": run.method}, "fingerprint": "f" * 8})
+        files.write_json(folder / "costs.json", COSTS)
+        perplexity = {"stage": "pretrain", "task": "mlm", "language": "aa", "metric": "perplexity", "value": 20 + run.seed, "n": 50}
+        files.write_json(folder / "measures.json", [perplexity] if run.stage == "pretrain" else [])
+        if run.training_set == "constructed_pos":
+            files.write_jsonl(folder / "predictions/constructed_pos/aa.jsonl", RIGHT)
+            files.write_jsonl(folder / "predictions/constructed_pos/bb.jsonl", HALF)
+        elif run.training_set:
+            for task in ("constructed_qa_parallel", "constructed_qa_cross"):
+                for language in LANGUAGES[task]:
+                    files.write_jsonl(folder / f"predictions/{task}/{language}.jsonl", ANSWERED)
+    for language in ("aa", "bb"):
+        files.write_jsonl(runs / f"baselines/majority/constructed_pos/{language}.jsonl", HALF)
+    return tmp_path
+
+
+def result(root, name="records", form=records.RECORDS):
+    return records.read(root / f"results/cpu/xmoe/{name}.csv", form)
+
+
+def test_every_cell_becomes_records(root):
+    evaluate(root, "cpu", "xmoe")
+    table = result(root)
+    values = {tuple(row[:-2]): (row[-2], row[-1]) for row in table.drop(columns=["profile", "data", "paper"]).itertuples(index=False)}
+    # pre-training: one language, two seeds, one method; fine-tuning: per method and seed 2 of tagging, 4 x (F1, EM) of QA; the baseline: 2
+    assert len(values) == 2 + 2 * 2 * (2 + 8) + 2
+    assert values["dense", 1, "pretrain", "mlm", "aa", "perplexity"] == (21.0, 50)
+    assert values["dense_again", 0, "finetune", "constructed_pos", "aa", "f1"] == (100.0, 2)
+    assert (
+        values["majority", 0, "baseline", "constructed_pos", "bb", "f1"][0]
+        == values["dense", 0, "finetune", "constructed_pos", "bb", "f1"][0]
+    )
+    assert values["dense", 0, "finetune", "constructed_qa_cross", "bb-aa", "f1"] == (pytest.approx(200 / 3, abs=1e-6), 1)
+    assert values["dense", 0, "finetune", "constructed_qa_cross", "bb-aa", "em"] == (0.0, 1)
+    assert set(table["data"]) == {"constructed-1"}
+
+
+def test_a_method_that_starts_elsewhere_does_not_repeat_the_other_ones_pretraining(root):
+    runs = expected_runs(root, "cpu", "xmoe")
+    assert [(run.method, run.seed) for run in runs if run.stage == "pretrain"] == [("dense", 0), ("dense", 1)]
+    assert len([run for run in runs if run.stage == "finetune"]) == 2 * 2 * 2
+
+
+def test_provenance_and_costs_lie_beside_the_records(root):
+    evaluate(root, "cpu", "xmoe")
+    provenance, costs = result(root, "provenance", records.PROVENANCE), result(root, "costs", records.COSTS)
+    assert len(provenance) == len(costs) == 2 + 8
+    row = provenance[(provenance["method"] == "dense_again") & (provenance["task"] == "constructed_qa")].iloc[0]
+    plan = root / "runs/cpu/plan/xmoe/finetune/dense_again-constructed_qa.json"
+    assert row["config_hash"] == hashlib.sha256(plan.read_bytes()).hexdigest()
+    assert (row["fingerprint"], row["commit"], row["hardware"], row["train_language"]) == ("f" * 8, "abc", "a machine", "aa")
+    assert set(provenance[provenance["stage"] == "pretrain"]["task"]) == {"mlm"}
+    assert set(costs["parameters"]) == {1000}
+
+
+def test_the_same_runs_give_the_same_bytes(root):
+    folder = root / "results/cpu/xmoe"
+    evaluate(root, "cpu", "xmoe")
+    first = {path.name: path.read_bytes() for path in folder.iterdir()}
+    evaluate(root, "cpu", "xmoe")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
+    assert set(first) == {"records.csv", "provenance.csv", "costs.csv"}
+
+
+def test_missing_cells_are_all_listed_with_the_command_of_the_first(root):
+    shutil.rmtree(root / "runs/cpu/xmoe/finetune/dense-constructed_qa-1")
+    (root / "runs/cpu/xmoe/finetune/dense_again-constructed_pos-0/predictions/constructed_pos/bb.jsonl").unlink()
+    with pytest.raises(MoebenchError) as error:
+        evaluate(root, "cpu", "xmoe")
+    message = str(error.value)
+    assert message.startswith("2 missing")
+    assert "runs/cpu/xmoe/finetune/dense-constructed_qa-1\n" in message
+    assert "dense_again-constructed_pos-0/predictions/constructed_pos/bb.jsonl" in message
+    assert message.endswith("dvc repro experiments/xmoe/dvc.yaml:finetune@cpu-dense-constructed_qa-1")
+    assert not (root / "results").exists()
+
+
+def test_a_partial_evaluation_writes_the_rest(root):
+    shutil.rmtree(root / "runs/cpu/xmoe/finetune/dense-constructed_qa-1")
+    shutil.rmtree(root / "runs/cpu/baselines")
+    evaluate(root, "cpu", "xmoe", partial=True)
+    table = result(root)
+    assert len(table) == 2 + 2 * 2 * (2 + 8) - 8
+    assert "baseline" not in set(table["stage"])
+
+
+def test_an_unfinished_run_is_missing(root):
+    files.write_json(root / "runs/cpu/xmoe/pretrain/dense-0/run.json", {"key": "k"})
+    with pytest.raises(MoebenchError, match=r"made by: dvc repro experiments/xmoe/dvc\.yaml:pretrain@cpu-dense-0$"):
+        evaluate(root, "cpu", "xmoe")
+
+
+def test_missing_baselines_are_missing_cells(root):
+    shutil.rmtree(root / "runs/cpu/baselines")
+    with pytest.raises(MoebenchError, match="runs/cpu/baselines\nThe first is made by: dvc repro baselines@cpu"):
+        evaluate(root, "cpu", "xmoe")
+
+
+def test_predictions_that_do_not_fit_are_named_and_nothing_is_written(root):
+    path = root / "runs/cpu/xmoe/finetune/dense-constructed_pos-0/predictions/constructed_pos/aa.jsonl"
+    files.write_jsonl(path, RIGHT[:1])
+    with pytest.raises(MoebenchError, match=r"dense-constructed_pos-0/predictions/constructed_pos/aa\.jsonl"):
+        evaluate(root, "cpu", "xmoe", partial=True)
+    assert not (root / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("measure", "message"),
+    [
+        ({"stage": "pretrain"}, "entry 0"),
+        ({"stage": "finetune", "task": "mlm", "language": "aa", "metric": "perplexity", "value": 1.0, "n": 5}, "key 'stage'"),
+        ({"stage": "pretrain", "task": "mlm", "language": "aa", "metric": "perplexity", "value": "low", "n": 5}, "entry 0"),
+        ({"stage": "pretrain", "task": "mlm", "language": "aa", "metric": "perplexity", "value": float("nan"), "n": 5}, "should be finite"),
+    ],
+)
+def test_damaged_measures_are_named(root, measure, message):
+    files.write_json(root / "runs/cpu/xmoe/pretrain/dense-0/measures.json", [measure])
+    with pytest.raises(MoebenchError, match=message):
+        evaluate(root, "cpu", "xmoe")
+    assert not (root / "results").exists()
+
+
+def test_data_that_is_not_prepared_is_named(root):
+    shutil.rmtree(root / "data/prepared/cpu/tasks/constructed_pos")
+    with pytest.raises(MoebenchError, match="no test data of task 'constructed_pos'; make it with: dvc repro prepare@cpu"):
+        evaluate(root, "cpu", "xmoe")
+
+
+def test_the_name_of_the_data():
+    assert data_name({"source": "constructed", "revision": "constructed-2"}) == "constructed-2"
+    assert data_name({"source": "files", "revision": "0123456789abcdef"}) == "files:0123456789ab"

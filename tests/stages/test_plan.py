@@ -1,0 +1,196 @@
+"""What the plan depends on, what it refuses, and the lists of stages."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from moebench import config
+from moebench.errors import MoebenchError
+from moebench.stages.plan import plan
+from moebench.stages.select import check, select
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def root(project) -> Path:
+    """The stand-in project's root, selected; the code that is fingerprinted is the installed package's."""
+    select(project.root, "smoke")
+    return project.root
+
+
+def planned(root: Path) -> dict[str, bytes]:
+    """Make the plan and return file → content."""
+    select(root, "smoke")
+    plan(root, "smoke")
+    folder = root / "runs" / "smoke" / "plan"
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.json")}
+
+
+def different(before: dict[str, bytes], after: dict[str, bytes]) -> set[str]:
+    """Names of the files of the training stages that are new, gone or changed."""
+    return {name for name in before.keys() | after.keys() if name.count("/") == 2 and before.get(name) != after.get(name)}
+
+
+def write(root: Path, name: str, text: str) -> None:
+    (root / "experiments" / "xmoe" / name).write_text(text)
+
+
+def change(root: Path, name: str, old: str, new: str) -> None:
+    text = (root / "experiments" / "xmoe" / name).read_text()
+    assert old in text
+    write(root, name, text.replace(old, new))
+
+
+def test_one_file_for_each_stage(root):
+    sets = ("constructed_nli", "constructed_pos")
+    expected = {"prepare.json", "baselines.json", "xmoe/evaluate.json", "xmoe/tabulate.json"}
+    expected |= {f"xmoe/pretrain/{name}.json" for name in ("dense", "dotted", "lowdim")}  # `frozen` starts from `dotted`
+    expected |= {f"xmoe/finetune/{name}-{each}.json" for name in ("dense", "dotted", "frozen", "lowdim") for each in sets}
+    first = planned(root)
+    assert first.keys() == expected
+    assert planned(root) == first
+    assert all(json.loads(content).keys() == {"config", "fingerprint"} for content in first.values())
+    assert not any(str(root).encode() in content or b"\\u" in content for content in first.values())
+
+
+def test_what_training_is_told(root):
+    files = {name: json.loads(content)["config"] for name, content in planned(root).items()}
+    dense, dotted = files["xmoe/pretrain/dense.json"], files["xmoe/pretrain/dotted.json"]
+    setting = config.setting(root, "xmoe", "smoke")
+    assert dense["sparse"] is None
+    assert config.Sparse.model_validate(dotted["sparse"]) == setting.sparse
+    assert config.Encoder.model_validate(dense["encoder"]) == setting.encoder
+    assert config.Pretraining.model_validate(dense["pretrain"]) == setting.pretrain
+    options = config.method(root, "xmoe", "dotted").options
+    assert options  # the router's defaults are written out
+    assert dotted["method"] == {"layer": "moe", "router": "dot", "options": options, "balance": 0.0, "pretrained": True}
+    assert {name: dense[name] for name in ("precision", "threads", "devices", "nodes", "initialisation")} == {
+        "precision": "fp32",
+        "threads": 1,
+        "devices": 1,
+        "nodes": 1,
+        "initialisation": "scratch",
+    }
+    frozen = files["xmoe/finetune/frozen-constructed_pos.json"]
+    assert frozen["tasks"] == ["constructed_pos"]
+    assert config.Finetuning.model_validate(frozen["finetune"]) == setting.finetune["constructed_pos"]
+    assert frozen["method"]["freeze_in_finetuning"]
+    assert frozen["method"]["pretrain_as"] == "dotted"
+
+
+def test_a_label_reaches_the_tables_alone(root):
+    before = planned(root)
+    change(root, "methods/dense.yaml", "label: Dense", "label: Dense model")
+    after = planned(root)
+    assert {name for name in before if before[name] != after[name]} == {"xmoe/tabulate.json"}
+
+
+def test_a_new_method_adds_files_and_changes_none(root):
+    before = planned(root)
+    write(root, "methods/new.yaml", "{label: New, layer: moe, router: dot}")
+    assert different(before, planned(root)) == {
+        "xmoe/pretrain/new.json",
+        "xmoe/finetune/new-constructed_nli.json",
+        "xmoe/finetune/new-constructed_pos.json",
+    }
+
+
+def test_a_setting_reaches_the_stages_that_read_it(root):
+    before = planned(root)
+    change(root, "profiles/smoke.yaml", "constructed_pos: {steps: 5", "constructed_pos: {steps: 6")
+    change(root, "methods/lowdim.yaml", "router: xmoe", "router: xmoe, freeze_in_finetuning: true")
+    changed = {f"xmoe/finetune/{name}-constructed_pos.json" for name in ("dense", "dotted", "frozen", "lowdim")}
+    assert different(before, planned(root)) == changed | {"xmoe/finetune/lowdim-constructed_nli.json"}
+
+
+def test_the_experts_do_not_concern_the_dense_model(root):
+    before = planned(root)
+    change(root, "profiles/smoke.yaml", "sparse: {experts: 2", "sparse: {experts: 4")
+    changed = different(before, planned(root))
+    assert changed
+    assert not any("dense" in name for name in changed)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "message"),
+    [
+        ("methods/dense.yaml", "label: Dense", "labels: Dense", r"methods/dense\.yaml: unknown key 'labels' \(did you mean 'label'\?\)"),
+        ("methods/dotted.yaml", "router: dot", "router: dott", r"key 'router' has the value 'dott' \(did you mean 'dot'\?\)"),
+        ("methods/dotted.yaml", "router: dot", "router: dot, options: {gates: x}", r"dotted\.yaml.*'options\.gates'"),
+        ("methods/frozen.yaml", "pretrain_as: dotted", "pretrain_as: dott", r"unknown method 'dott' .*\(did you mean 'dotted'\?\)"),
+        (
+            "methods/frozen.yaml",
+            "pretrain_as: dotted",
+            "pretrain_as: lowdim",
+            r"key 'router' has the value 'dot', but 'lowdim' was pre-trained",
+        ),
+        ("methods/frozen.yaml", "pretrain_as: dotted", "pretrain_as: frozen", "both have to be pre-trained, that one by itself"),
+        ("profiles/smoke.yaml", "baseline: dense", "baseline: dens", r"key 'baseline' names 'dens' \(did you mean 'dense'\?\)"),
+        (
+            "profiles/smoke.yaml",
+            "constructed_pos:",
+            "constructed_poss:",
+            r"'finetune\.constructed_poss' \(did you mean 'constructed_pos'\?\)",
+        ),
+        ("profiles/smoke.yaml", "  constructed_pos: {steps: 5, batch: 1, rate: 0.1}\n", "", r"key 'finetune\.constructed_pos' is missing"),
+        ("profiles/smoke.yaml", "experts: 2", "experts: two", r"key 'sparse\.experts' has the value 'two'"),
+        ("../../data/profiles/smoke.yaml", "constructed_pos", "udpos", "names 'udpos', which source 'constructed' does not have"),
+        ("../../data/profiles/smoke.yaml", "constructed_pos", "construct_pos", "unknown task 'construct_pos'"),
+    ],
+)
+def test_a_mistake_is_named_and_changes_nothing(root, name, old, new, message):
+    before = planned(root)
+    lists = (root / "experiments" / "xmoe" / "params.yaml").read_bytes()
+    change(root, name, old, new)
+    for verb in (plan, select):
+        with pytest.raises(MoebenchError, match=message):
+            verb(root, "smoke")
+    folder = root / "runs" / "smoke" / "plan"
+    assert {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.json")} == before
+    assert (root / "experiments" / "xmoe" / "params.yaml").read_bytes() == lists
+
+
+def test_the_plan_refuses_lists_that_are_stale(root):
+    for edit in (
+        lambda: write(root, "methods/new.yaml", "{label: New, layer: none}"),
+        lambda: change(root, "profiles/smoke.yaml", "seeds: [0]", "seeds: [0, 1]"),
+        lambda: (root / "experiments" / "xmoe" / "params.yaml").unlink(),
+    ):
+        select(root, "smoke")
+        edit()
+        with pytest.raises(MoebenchError, match="run `moebench select --profile smoke`"):
+            plan(root, "smoke")
+    with pytest.raises(MoebenchError, match="run `moebench select --profile cpu`"):
+        plan(root, "cpu")
+
+
+def test_select_lists_the_stages_and_keeps_remarks(root):
+    select(root, "cpu")
+    assert (root / "params.yaml").read_text() == "profile: cpu   # a remark\nfolder:\n"
+    lists = yaml.safe_load((root / "experiments" / "xmoe" / "params.yaml").read_text())
+    assert lists["profile"] == "cpu"
+    assert list(lists["pretrain"]) == [f"cpu-{name}-{seed}" for name in ("dense", "dotted", "lowdim") for seed in (0, 1)]
+    assert len(lists["finetune"]) == 4 * 2 * 2
+    assert lists["finetune"]["cpu-frozen-constructed_pos-1"] == {
+        "method": "frozen",
+        "set": "constructed_pos",
+        "seed": 1,
+        "start": "dotted-1",
+    }
+
+
+def test_select_does_not_touch_what_is_right(root):
+    files = [root / "params.yaml", root / "experiments" / "xmoe" / "params.yaml"]
+    before = [path.stat().st_ino for path in files]  # a file that is written anew is another one
+    select(root, "smoke")
+    assert [path.stat().st_ino for path in files] == before
+
+
+@pytest.mark.parametrize("profile", config.PROFILES)
+def test_the_shipped_configuration_is_valid(profile):
+    check(ROOT, profile)

@@ -1,0 +1,225 @@
+"""The stage ``tabulate``: same bytes for shuffled records, holes that say why, and titles that name profile and data."""
+
+import csv
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from moebench import files
+from moebench.errors import MoebenchError
+from moebench.results import records
+from moebench.stages.tabulate import tabulate
+
+PUBLISHED = Path(__file__).parents[2] / "experiments/xmoe/published.yaml"
+OPTIMISATION = {"steps": 10, "batch": 2, "rate": 0.001}
+TASKS = ("constructed_pos", "constructed_qa_parallel", "constructed_nli")
+METRICS = {"constructed_pos": ("f1",), "constructed_qa_parallel": ("f1", "em"), "constructed_nli": ("accuracy",)}
+SHALLOW = {"constructed_pos": 30.0, "constructed_qa_parallel": 10.0, "constructed_nli": 90.0}  # nli does not clear the bar
+SETTING = {
+    "seeds": [0, 1, 2],
+    "baseline": "dense",
+    "encoder": {"layers": 2, "width": 8, "heads": 2, "inner": 16},
+    "sparse": {"experts": 2, "inner": 8},
+    "pretrain": OPTIMISATION,
+    "finetune": {"constructed_pos": OPTIMISATION},
+}
+METHODS = {
+    "dense": {"label": "Dense", "published": "Dense", "layer": "none"},
+    "wide_one": {"label": "Dense & 50 % wider_", "layer": "none"},
+    "floor": {"label": "Random weights", "layer": "none", "pretrained": False},
+}
+DATA = {
+    "source": "constructed",
+    "tasks": list(TASKS),
+    "constructed": {},
+    "corpus": {},
+    "tokens": {"source": "trained", "vocabulary": 100},
+}
+
+
+def rows(seeds=(0, 1, 2)):
+    rows, key = [], {"profile": "cpu", "data": "constructed-1", "paper": "xmoe", "n": 100}
+    noise = random.Random(7)
+    for task in TASKS:
+        for metric in METRICS[task]:
+            for language in ("aa", "bb", "cc"):
+                cell = {"task": task, "language": language, "metric": metric}
+                for number, method in enumerate(METHODS):
+                    for seed in seeds:
+                        value = 60 + 4 * number - 40 * (method == "floor") + noise.random()
+                        rows.append(key | cell | {"method": method, "seed": seed, "stage": "finetune", "value": value})
+                rows.append(key | cell | {"method": "overlap", "seed": 0, "stage": "baseline", "value": SHALLOW[task]})
+    for number, method in enumerate(("dense", "wide_one")):
+        for seed in seeds:
+            for language in ("aa", "bb", "cc"):
+                cell = {"task": "mlm", "language": language, "metric": "perplexity", "value": 20 - 5 * number + noise.random()}
+                rows.append(key | cell | {"method": method, "seed": seed, "stage": "pretrain"})
+    return rows
+
+
+def write(root, measured):
+    folder = root / "results/cpu/xmoe"
+    records.write(folder / "records.csv", measured, records.RECORDS)
+    run = {"profile": "cpu", "paper": "xmoe", "method": "dense", "seed": 0, "stage": "finetune", "task": "constructed_pos"}
+    provenance = run | dict.fromkeys(records.PROVENANCE.values) | {"train_language": "aa"}
+    records.write(folder / "provenance.csv", [provenance] if measured else [], records.PROVENANCE)
+
+
+@pytest.fixture
+def root(tmp_path):
+    for path, value in (("data/profiles/cpu.yaml", DATA), ("experiments/xmoe/profiles/cpu.yaml", SETTING)):
+        files.write_text(tmp_path / path, yaml.safe_dump(value))
+    for name, method in METHODS.items():
+        files.write_text(tmp_path / f"experiments/xmoe/methods/{name}.yaml", yaml.safe_dump(method))
+    published = PUBLISHED.read_text(encoding="utf-8")
+    files.write_text(tmp_path / "experiments/xmoe/published.yaml", published)
+    write(tmp_path, rows())
+    return tmp_path
+
+
+def content(root):
+    folder = root / "results/cpu/xmoe"
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name not in ("records.csv", "provenance.csv")}
+
+
+def markdown_tables(text):
+    """Heading → rows of the first table below it."""
+    tables, heading = {}, ""
+    for line in text.splitlines():
+        if line.startswith("## "):
+            heading = line[3:]
+        elif line.startswith("|") and not line.startswith("| ---"):
+            tables.setdefault(heading, []).append([cell.strip() for cell in line.strip("|").split("|")])
+    return tables
+
+
+def test_shuffled_records_give_the_same_bytes(root):
+    tabulate(root, "cpu", "xmoe")
+    first = content(root)
+    assert set(first) == {"README.md"} | {
+        f"{name}.{kind}" for name in ("table1_xtreme", "table2_perplexity") for kind in ("csv", "md", "tex")
+    }
+    for seed in range(3):
+        path = root / "results/cpu/xmoe/records.csv"
+        header, *lines = path.read_text().splitlines()
+        path.write_text("\n".join([header, *random.Random(seed).sample(lines, len(lines))]) + "\n")
+        tabulate(root, "cpu", "xmoe")
+        assert content(root) == first
+
+
+def test_every_title_names_the_profile_and_the_data(root):
+    tabulate(root, "cpu", "xmoe")
+    for name, data in content(root).items():
+        if name.endswith(".md") and name != "README.md":
+            assert "(profile `cpu`, data `constructed-1`)" in data.decode().splitlines()[0]
+        if name.endswith(".tex"):
+            assert r"\texttt{cpu}, data \texttt{constructed-1}" in data.decode()
+
+
+def test_markdown_and_csv_say_the_same(root):
+    tabulate(root, "cpu", "xmoe")
+    folder = root / "results/cpu/xmoe"
+    tables = markdown_tables((folder / "table1_xtreme.md").read_text(encoding="utf-8"))
+    with open(folder / "table1_xtreme.csv", encoding="utf-8", newline="") as handle:
+        cells = {(row["section"], row["task"], row["method"]): row for row in csv.DictReader(handle)}
+    pos = cells["compared", "constructed_pos", "wide_one"]
+    shown = dict(zip(*tables["Zero-shot transfer"][::2], strict=True))
+    assert shown["method"] == "Dense & 50 % wider_"
+    assert shown["`constructed_pos` (POS)"] == f"{float(pos['value']):.1f} ± {float(pos['sd']):.1f} (3)"
+    qa = cells["compared", "constructed_qa_parallel", "wide_one"]
+    assert shown["`constructed_qa_parallel` (XQuAD)"] == f"{float(qa['f1']):.1f}/{float(qa['em']):.1f} ± {float(qa['sd']):.1f} (3)"
+    average = cells["compared", "average", "wide_one"]
+    assert float(average["value"]) == pytest.approx((float(pos["value"]) + float(qa["value"])) / 2, abs=1e-5)
+    assert shown["average"].startswith(f"{float(average['value']):.1f} ±")
+    assert f"{float(average['difference']):+.1f} [" in tables["Zero-shot transfer: difference to Dense"][1][-1]
+    assert [row[0] for row in tables["Zero-shot transfer: difference to Dense"][1:]] == ["Dense & 50 % wider_"]
+
+
+def test_a_task_below_the_bar_stands_outside_the_average(root):
+    tabulate(root, "cpu", "xmoe")
+    text = (root / "results/cpu/xmoe/table1_xtreme.md").read_text(encoding="utf-8")
+    tables = markdown_tables(text)
+    assert tables["Does not transfer at this scale"][0] == ["method", "`constructed_nli` (XNLI)"]
+    assert "`constructed_nli` (XNLI)" not in tables["Zero-shot transfer"][0]
+    verdicts = {row[0]: row[-1] for row in tables["Shallow baselines"][1:]}
+    assert verdicts == {
+        "`constructed_pos` (POS)": "yes",
+        "`constructed_qa_parallel` (XQuAD)": "yes",
+        "`constructed_nli` (XNLI)": "no",
+    }
+    assert [row[0] for row in tables["Floor: fine-tuned from random weights"][1:]] == ["Random weights"]
+
+
+def test_published_rows_are_a_block_of_their_own(root):
+    tabulate(root, "cpu", "xmoe")
+    text = (root / "results/cpu/xmoe/table1_xtreme.md").read_text(encoding="utf-8")
+    block = text[text.index("## Published, in another setting") :]
+    assert "The constructed tasks are not these benchmarks." in block
+    tables = markdown_tables(text)
+    assert tables["Published, in another setting"][0] == ["published row", "POS", "NER", "XQuAD", "MLQA", "TyDiQA", "XNLI", "PAWS-X", "Avg"]
+    assert ["X-MoE softmax", "70.8", "63.2", "72.4/56.2", "64.5/46.3", "53.7/38.1", "72.0", "85.2", "65.3"] in tables[
+        "Published, in another setting"
+    ]
+    before = text[: text.index("## Published, in another setting")]
+    assert "70.8" not in before
+    assert "65.3" not in before
+
+
+def test_two_seeds_decide_nothing(root):
+    write(root, rows((0, 1)))
+    tabulate(root, "cpu", "xmoe")
+    text = (root / "results/cpu/xmoe/table1_xtreme.md").read_text(encoding="utf-8")
+    assert "No average: no task clears the bar." in text
+    tables = markdown_tables(text)
+    assert set(map(len, tables["Undecided"])) == {4}
+    assert {cell for row in tables["Undecided: difference to Dense"][1:] for cell in row[1:]} == {"—"}
+    assert "`dvc repro experiments/xmoe/dvc.yaml:finetune@cpu-dense-constructed_pos-2`" in text
+
+
+def test_no_records_make_tables_of_holes(root):
+    write(root, [])
+    tabulate(root, "cpu", "xmoe")
+    text = (root / "results/cpu/xmoe/table1_xtreme.md").read_text(encoding="utf-8")
+    assert "nothing measured yet" in text.splitlines()[0]
+    assert "finetune@cpu-dense-constructed_pos-0`" in text
+
+
+def test_without_pretraining_the_second_table_says_so(root):
+    files.write_text(root / "experiments/xmoe/profiles/cpu.yaml", yaml.safe_dump(SETTING | {"pretrain": OPTIMISATION | {"steps": 0}}))
+    tabulate(root, "cpu", "xmoe")
+    for kind in ("md", "tex"):
+        assert "No pre-training happens in profile" in (root / f"results/cpu/xmoe/table2_perplexity.{kind}").read_text(encoding="utf-8")
+
+
+def test_a_column_that_is_not_right_is_refused_and_nothing_changes(root):
+    tabulate(root, "cpu", "xmoe")
+    first = content(root)
+    path = root / "results/cpu/xmoe/records.csv"
+    path.write_text(path.read_text().replace("constructed-1,xmoe,dense,0", "constructed-2,xmoe,dense,0", 1))
+    with pytest.raises(MoebenchError, match="holds several values, constructed-1, constructed-2"):
+        tabulate(root, "cpu", "xmoe")
+    path.write_text(path.read_text().replace("cpu,", "real,"))
+    with pytest.raises(MoebenchError, match="column 'profile' holds real; should be cpu"):
+        tabulate(root, "cpu", "xmoe")
+    assert content(root) == first
+
+
+def test_a_baseline_that_does_not_run_is_named(root):
+    files.write_text(root / "experiments/xmoe/profiles/cpu.yaml", yaml.safe_dump(SETTING | {"methods": ["wide_one"]}))
+    with pytest.raises(MoebenchError, match="key 'baseline' has the value 'dense', which does not run; methods are: wide_one"):
+        tabulate(root, "cpu", "xmoe")
+
+
+def test_a_published_row_that_does_not_exist_is_named(root):
+    files.write_text(root / "experiments/xmoe/methods/dense.yaml", yaml.safe_dump(METHODS["dense"] | {"published": "Dens"}))
+    with pytest.raises(MoebenchError, match=r"dense\.yaml: key 'published' has the value 'Dens' \(did you mean 'Dense'\?\)"):
+        tabulate(root, "cpu", "xmoe")
+
+
+def test_results_import_no_torch():
+    code = "import sys, moebench.stages.evaluate, moebench.stages.tabulate; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

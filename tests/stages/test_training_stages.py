@@ -1,0 +1,138 @@
+"""Pre-training and fine-tuning as the pipeline calls them, on the constructed data at its smallest."""
+
+import shutil
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from moebench import config
+from moebench.data.tokenizer import Tokenizer
+from moebench.errors import MoebenchError
+from moebench.files import read_json, read_jsonl
+from moebench.models.build import build_encoder, load_weights
+from moebench.stages.finetune import finetune
+from moebench.stages.plan import plan
+from moebench.stages.prepare import prepare
+from moebench.stages.pretrain import pretrain
+from moebench.stages.select import select
+from moebench.tasks.catalogue import task
+from moebench.tasks.scoring import score
+from moebench.training.features import features
+from moebench.training.finetuning import FinetuningModule, TaskBatches
+from moebench.training.trainer import fit, make_trainer
+
+SETS = {"constructed_qa": ["constructed_qa_parallel", "constructed_qa_cross"], "constructed_ner": ["constructed_ner"]}
+SETS |= {"constructed_nli": ["constructed_nli"]}
+SCALE = {"precision": "fp32", "devices": 1, "nodes": 1, "threads": 1}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A copy of the project's settings with a `smoke` profile of a few steps, planned and prepared."""
+    here = config.project_root()
+    root = tmp_path_factory.mktemp("tiny")
+    shutil.copytree(here / "experiments", root / "experiments")
+    shutil.copytree(here / "data" / "profiles", root / "data" / "profiles")
+    (root / "params.yaml").write_text("profile: smoke\nfolder:\n")
+    path = root / "data" / "profiles" / "smoke.yaml"
+    data = yaml.safe_load(path.read_text())
+    data["constructed"] |= {"documents": 40, "parallel": 20, "train": 40, "validation": 8, "test": 8}
+    data["tokens"]["vocabulary"] = 400
+    path.write_text(yaml.safe_dump(data))
+    path = root / "experiments" / "xmoe" / "profiles" / "smoke.yaml"
+    setting = yaml.safe_load(path.read_text())
+    setting["pretrain"] |= {"steps": 6, "batch": 4}
+    for options in setting["finetune"].values():
+        options |= {"steps": 4, "batch": 4}
+    path.write_text(yaml.safe_dump(setting))
+    select(root, "smoke")
+    plan(root, "smoke")
+    prepare(root, "smoke")
+    for method in ("dense", "xmoe_softmax", "dense_scratch"):
+        pretrain(root, "smoke", "xmoe", method, 0)
+    return root
+
+
+def runs(root, stage, name):
+    return root / "runs" / "smoke" / "xmoe" / stage / name
+
+
+@pytest.mark.parametrize("training_set", SETS)
+def test_every_language_gets_a_scorable_prediction(tiny, training_set):
+    finetune(tiny, "smoke", "xmoe", "xmoe_softmax", training_set, 0)
+    folder = runs(tiny, "finetune", f"xmoe_softmax-{training_set}-0")
+    test = tiny / "data" / "prepared" / "smoke" / "tasks" / training_set / "test"
+    for name in SETS[training_set]:
+        gold = sorted(path.name for path in (test / name).iterdir())
+        assert sorted(path.name for path in (folder / "predictions" / name).iterdir()) == gold
+        for file in gold:
+            scores = score(task(name), file[:-6], read_jsonl(test / name / file), read_jsonl(folder / "predictions" / name / file))
+            assert all(0 <= value <= 100 and n == 8 for value, n in scores.values())
+    assert not (folder / "checkpoints").exists()
+    assert read_json(folder / "costs.json")["seconds"] > 0
+
+
+def test_running_a_stage_again_gives_the_same_bytes(tiny):
+    weights = runs(tiny, "pretrain", "xmoe_softmax-0") / "model.safetensors"
+    before = weights.read_bytes()
+    pretrain(tiny, "smoke", "xmoe", "xmoe_softmax", 0)
+    assert weights.read_bytes() == before
+    measures = read_json(weights.with_name("measures.json"))
+    assert {row["language"] for row in measures if row["metric"] == "perplexity"} == set(
+        read_json(tiny / "data" / "prepared" / "smoke" / "manifest.json")["languages"]
+    )
+    finetune(tiny, "smoke", "xmoe", "dense", "constructed_nli", 0)
+    folder = runs(tiny, "finetune", "dense-constructed_nli-0") / "predictions"
+    one = {path: path.read_bytes() for path in folder.rglob("*.jsonl")}
+    finetune(tiny, "smoke", "xmoe", "dense", "constructed_nli", 0)
+    assert one == {path: path.read_bytes() for path in folder.rglob("*.jsonl")}
+
+
+def test_the_floor_is_the_dense_model_before_any_training(tiny):
+    floor = load_file(runs(tiny, "pretrain", "dense_scratch-0") / "model.safetensors")
+    trained = load_file(runs(tiny, "pretrain", "dense-0") / "model.safetensors")
+    plan_of = read_json(tiny / "runs" / "smoke" / "plan" / "xmoe" / "pretrain" / "dense.json")["config"]
+    torch.manual_seed(0)
+    size = Tokenizer.load(tiny / "data" / "prepared" / "smoke" / "tokenizer").size
+    start = build_encoder(config.Encoder.model_validate(plan_of["encoder"]), None, {"layer": "none"}, size).state_dict()
+    assert all(torch.equal(value, floor[name]) for name, value in start.items())
+    assert not torch.equal(trained["embedding.weight"], floor["embedding.weight"])
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+def test_frozen_routing_leaves_router_and_experts_bit_identical_and_trains_the_rest(tiny, tmp_path, freeze):
+    setting = config.setting(tiny, "xmoe", "smoke")
+    method = config.method(tiny, "xmoe", "xmoe_softmax").model_dump()
+    prepared = tiny / "data" / "prepared" / "smoke"
+    tokenizer = Tokenizer.load(prepared / "tokenizer")
+    options, kind = setting.finetune["constructed_ner"], task("constructed_ner")
+    encoder = build_encoder(setting.encoder, setting.sparse, method, tokenizer.size)
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    module = FinetuningModule(encoder, options, 0.01, 0, kind, freeze)
+    inputs = features(kind, read_jsonl(prepared / "tasks" / "constructed_ner" / "train.jsonl"), tokenizer, options)
+    trainer, _ = make_trainer(tmp_path, options.steps, 100, SCALE)
+    fit(trainer, module, TaskBatches(kind, inputs, options.batch, tokenizer.pad, 0, 0, 1), tmp_path)
+    changed = {name for name, value in encoder.state_dict().items() if not torch.equal(value, before[name])}
+    assert any(name.startswith("sparse.") for name in changed) != freeze
+    assert {"embedding.weight", "blocks.0.qkv.weight", "norm.weight"} <= changed
+
+
+def test_a_damaged_or_missing_start_is_named(tiny):
+    weights = runs(tiny, "pretrain", "dense_scratch-0") / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[: len(content) // 2])
+    with pytest.raises(MoebenchError, match=r"dense_scratch-0/model\.safetensors: not a readable checkpoint"):
+        finetune(tiny, "smoke", "xmoe", "dense_scratch", "constructed_ner", 0)
+    assert not (runs(tiny, "finetune", "dense_scratch-constructed_ner-0") / "predictions").exists()
+    weights.write_bytes(content)
+    finetune(tiny, "smoke", "xmoe", "dense_scratch", "constructed_ner", 0)
+
+
+@pytest.mark.parametrize(("method", "size", "complaint"), [("xmoe_softmax", 400, "lacks sparse"), ("dense", 300, "size mismatch")])
+def test_checkpoints_of_another_shape_are_refused(tiny, method, size, complaint):
+    setting = config.setting(tiny, "xmoe", "smoke")
+    encoder = build_encoder(setting.encoder, setting.sparse, config.method(tiny, "xmoe", method).model_dump(), size)
+    with pytest.raises(MoebenchError, match=rf"(?s)dense-0/model\.safetensors: .*{complaint}"):
+        load_weights(encoder, runs(tiny, "pretrain", "dense-0") / "model.safetensors")

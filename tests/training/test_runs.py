@@ -1,0 +1,126 @@
+"""A training run: what it learns from, that it can be interrupted anywhere, and that damage is noticed."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from moebench import config
+from moebench.errors import MoebenchError
+from moebench.models.build import build_encoder
+from moebench.training.pretraining import MaskedLMBatches, PretrainingModule, mask_tokens, validate
+from moebench.training.trainer import close_run, fit, make_trainer, open_run
+
+TOKENIZER = SimpleNamespace(bos=0, pad=1, eos=2, unk=3, mask=4, size=60)
+SCALE = {"precision": "fp32", "devices": 1, "nodes": 1, "threads": 1}
+SHAPE = config.Encoder(layers=2, width=16, heads=2, inner=16, positions="relative", dropout=0.1)
+SPARSE = config.Sparse(experts=4, sublayers=2, inner=8)
+METHODS = {
+    "dense": {"layer": "none"},
+    "xmoe": {"layer": "moe", "router": "xmoe", "options": {"gate": "softmax", "temperature": 0.3}},
+}
+
+
+def optimisation(steps=12):
+    return config.Pretraining(steps=steps, batch=8, rate=2e-2, mask=0.3, translation=0.25, checkpoint_every=5 if steps < 20 else steps)
+
+
+def run(folder, corpus, method, stop_at=None, steps=12, ranks=1):
+    """Train in ``folder``, raising KeyError at step ``stop_at``; returns the module and its trainer."""
+    options = optimisation(steps)
+    open_run(folder, "key")
+    torch.manual_seed(0)
+    module = PretrainingModule(build_encoder(SHAPE, SPARSE, METHODS[method], TOKENIZER.size), options, 0.01, seed=0)
+    trainer, _ = make_trainer(folder, steps, options.checkpoint_every, SCALE)
+    batches = MaskedLMBatches(corpus, TOKENIZER, options, 0, trainer.global_rank, ranks)
+
+    def make(step):
+        if step == stop_at:
+            raise KeyError(step)
+        return batches(step)
+
+    fit(trainer, module, make, folder)
+    return module, trainer
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, corpus, method):
+    whole, _ = run(tmp_path / "whole", corpus, method)
+    with pytest.raises(KeyError):
+        run(tmp_path / "broken", corpus, method, stop_at=8)
+    resumed, _ = run(tmp_path / "broken", corpus, method, stop_at=4)  # step 4 is behind the checkpoint: it is not asked for again
+    for (name, one), other in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_training_learns_and_validation_is_the_same_each_time(tmp_path, corpus):
+    module, trainer = run(tmp_path / "run", corpus, "xmoe", steps=200)
+    measures = validate(trainer, module, corpus, TOKENIZER, 0.3)
+    assert measures == validate(trainer, module, corpus, TOKENIZER, 0.3)
+    perplexity = {row["language"]: row["value"] for row in measures if row["metric"] == "perplexity"}
+    assert set(perplexity) == {"aa", "bb"}
+    assert max(perplexity.values()) < 25  # 50 pieces are equally frequent
+    assert {row["metric"] for row in measures} == {"perplexity", "max_violation", "load_entropy"}
+
+
+def test_held_norm_survives_the_optimiser(tmp_path, corpus):
+    module, _ = run(tmp_path / "run", corpus, "xmoe")
+    embeddings = [value for value in module.encoder.sparse.router.parameters() if value.ndim == 2 and value.shape[0] == 4]
+    assert any(torch.allclose(value.norm(dim=1), torch.full((4,), 0.1), atol=1e-6) for value in embeddings)
+
+
+def test_a_damaged_checkpoint_is_named_moved_aside_and_the_next_run_continues(tmp_path, corpus):
+    with pytest.raises(KeyError):
+        run(tmp_path / "run", corpus, "dense", stop_at=8)
+    saved = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    saved.write_bytes(saved.read_bytes()[:1000])
+    with pytest.raises(MoebenchError, match=r"last\.ckpt: damaged checkpoint"):
+        run(tmp_path / "run", corpus, "dense")
+    whole, _ = run(tmp_path / "whole", corpus, "dense")
+    again, _ = run(tmp_path / "run", corpus, "dense")
+    assert all(torch.equal(one, other) for one, other in zip(whole.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+def test_a_run_of_another_key_is_not_continued(tmp_path):
+    folder = tmp_path / "run"
+    open_run(folder, "one")
+    (folder / "kept").touch()
+    open_run(folder, "one")
+    assert (folder / "kept").exists()
+    open_run(folder, "two")
+    assert not (folder / "kept").exists()
+    close_run(folder)
+    assert not (folder / "run.json").exists()
+
+
+def test_masking_shares_and_special_pieces():
+    generator = np.random.default_rng(0)
+    ids = generator.integers(0, 60, (400, 100))
+    corrupted, chosen = mask_tokens(ids, TOKENIZER, 0.2, generator)
+    plain = ids > 4
+    assert not chosen[~plain].any()
+    assert (corrupted == ids)[~chosen].all()
+    assert chosen[plain].mean() == pytest.approx(0.2, abs=0.01)
+    assert (corrupted[chosen] == TOKENIZER.mask).mean() == pytest.approx(0.8, abs=0.02)
+    assert (corrupted[chosen] == ids[chosen]).mean() == pytest.approx(0.1 + 0.1 / 55, abs=0.02)
+
+
+def test_ranks_share_a_batch_without_overlap(corpus):
+    whole = MaskedLMBatches(corpus, TOKENIZER, optimisation(), seed=3)(7)
+    parts = [MaskedLMBatches(corpus, TOKENIZER, optimisation(), 3, rank, 2)(7) for rank in range(2)]
+
+    def rows(batch):
+        restored = batch["ids"].clone()
+        restored[batch["chosen"]] = batch["targets"]
+        return [tuple(value for value in row if value != TOKENIZER.pad) for row in restored.tolist()]
+
+    assert sorted(rows(parts[0]) + rows(parts[1])) == sorted(rows(whole))
+
+
+@pytest.mark.parametrize("content", ["", "truncated"])
+def test_a_damaged_corpus_is_named(corpus, content):
+    path = corpus / "train.npy"
+    path.write_bytes(path.read_bytes()[:60] if content else b"")
+    with pytest.raises(MoebenchError, match=r"train\.npy"):
+        MaskedLMBatches(corpus, TOKENIZER, optimisation(), seed=0)
