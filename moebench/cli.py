@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import get_args
 
 import moebench
-from moebench import config
+from moebench import catalogue, config
 from moebench.errors import MoebenchError, nearest
-from moebench.tasks import catalogue
+from moebench.stages.warm import handed_over
 
 ROUTING_METRICS = ("inter_run_consistency", "load_entropy", "max_violation", "representation_collapse", "router_fluctuation")
 
@@ -20,6 +20,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status: 0, 1 (a stage failed), 2 (a mistake in the input) or 130 (interrupted)."""
     try:
         options = _parser().parse_args(arguments)
+        if options.verb == "warm":
+            from moebench.stages.warm import serve
+
+            return serve(options.socket, main)
+        options.arguments = sys.argv[1:] if arguments is None else list(arguments)
         root = config.project_root()
         if options.paper:
             config.check_paper(root, options.paper)
@@ -62,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         if name == "finetune":
             training.add_argument("--training-set", required=True)
     verb("evaluate", "score all predictions of a paper").add_argument("--paper", required=True)
+    verbs.add_parser("warm").add_argument("socket")  # not listed: `run` starts it
     verb("tabulate", "make a paper's tables from its records").add_argument("--paper", required=True)
     return parser
 
@@ -109,14 +115,17 @@ def _baselines(root: Path, profile: str, options: argparse.Namespace) -> None:
     baselines(root, profile)
 
 
-def _pretrain(root: Path, profile: str, options: argparse.Namespace) -> None:
+def _pretrain(root: Path, profile: str, options: argparse.Namespace) -> int:
     _check_training(root, profile, options)
+    if (status := handed_over(options.arguments)) is not None:
+        return status
     from moebench.stages.pretrain import pretrain
 
     pretrain(root, profile, options.paper, options.method, options.seed)
+    return 0
 
 
-def _finetune(root: Path, profile: str, options: argparse.Namespace) -> None:
+def _finetune(root: Path, profile: str, options: argparse.Namespace) -> int:
     _check_training(root, profile, options)
     sets = sorted({catalogue.task(name).train for name in config.data(root, profile).tasks})
     if options.training_set not in sets:
@@ -124,9 +133,12 @@ def _finetune(root: Path, profile: str, options: argparse.Namespace) -> None:
             f"unknown training set {options.training_set!r}{nearest(options.training_set, sets)};"
             f" training sets of profile {profile!r} are: {', '.join(sets)}"
         )
+    if (status := handed_over(options.arguments)) is not None:
+        return status
     from moebench.stages.finetune import finetune
 
     finetune(root, profile, options.paper, options.method, options.training_set, options.seed)
+    return 0
 
 
 def _evaluate(root: Path, profile: str, options: argparse.Namespace) -> None:

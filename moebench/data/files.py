@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
+from moebench.catalogue import TASKS, Task, task
 from moebench.config import Data
 from moebench.data import formats
 from moebench.data.formats import LabelsStripped, Row
 from moebench.errors import MoebenchError, nearest
 from moebench.files import sha256
-from moebench.tasks.catalogue import TASKS, Task, task
 
 HELD_OUT = 10
 """Every 10th group of a training set is its validation set where the English development set serves as a test set."""

@@ -7,10 +7,10 @@ from typing import Any
 
 import pandas as pd
 
+from moebench import catalogue
 from moebench.results.rendering import Block
 from moebench.results.statistics import LEAST_SEEDS
 from moebench.results.tables import AVERAGE, Expected, rows_of
-from moebench.tasks import catalogue
 
 EMPTY = "—"
 GROUPS = (

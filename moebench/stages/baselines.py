@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 
 from moebench import config, files
+from moebench.catalogue import task
 from moebench.errors import MoebenchError
 from moebench.tasks.baselines import BASELINES
-from moebench.tasks.catalogue import task
 
 
 def baselines(root: Path, profile: str) -> None:

@@ -9,13 +9,13 @@ import torch
 from safetensors import safe_open
 
 from moebench import config
+from moebench.catalogue import task
 from moebench.data.tokenizer import Tokenizer
 from moebench.errors import MoebenchError
 from moebench.files import read_json, read_jsonl, sha256, write_json, write_jsonl
 from moebench.models.build import build_encoder, load_weights
 from moebench.models.flops import costs_of
 from moebench.stages.guard import guard
-from moebench.tasks.catalogue import task
 from moebench.training.features import features
 from moebench.training.finetuning import FinetuningModule, TaskBatches, predict
 from moebench.training.trainer import close_run, costs, fit, make_trainer, open_run

@@ -13,11 +13,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from moebench import config
+from moebench import catalogue, config
 from moebench.files import write_json
 from moebench.stages.fingerprint import fingerprint
 from moebench.stages.select import check, check_selected, start, training_sets
-from moebench.tasks import catalogue
 
 OTHER_SOURCE = {"constructed": ["moebench.data.files"], "files": ["moebench.data.constructed"]}
 """Source → the modules of the other one, which ``prepare`` imports only when asked for it."""

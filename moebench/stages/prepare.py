@@ -11,11 +11,11 @@ from typing import Any
 from rich.console import Console
 
 from moebench import config
+from moebench.catalogue import Task, task
 from moebench.data import bundled, corpus, tokenizer
 from moebench.data.schema import check, content
 from moebench.errors import MoebenchError
 from moebench.files import write_json, write_jsonl
-from moebench.tasks.catalogue import Task, task
 
 
 def prepare(root: Path, profile: str) -> None:

@@ -28,6 +28,7 @@ from moebench import config
 from moebench.errors import MoebenchError
 from moebench.files import read_json, write_json
 from moebench.stages.select import select
+from moebench.stages.warm import warm
 
 LOOK_EVERY = 0.2
 """Seconds between two looks at the running stages."""
@@ -131,8 +132,9 @@ def run(root: Path, profile: str, jobs: int | None = None, paper: str | None = N
             with repo.lock:
                 forget_the_dead(root / ".dvc" / "tmp" / "rwlock")
             works = pipeline(repo, root, profile, [f"tabulate@{profile}-{name}" for name in papers])
-            pool = Pool(root, repo, dict(works), jobs, slots, threads, forced, console)
-            with _ending_by_interrupt():
+            alone = all(setting.devices * setting.nodes == 1 for setting in settings)  # Lightning starts the other ranks by command line
+            with _ending_by_interrupt(), warm() if alone else contextlib.nullcontext({}) as environment:
+                pool = Pool(root, repo, dict(works), jobs, slots, threads, forced, console, environment)
                 pool.run()
     except DvcException as error:
         raise MoebenchError(f"dvc: {error}") from error
@@ -222,6 +224,7 @@ class Pool:
     threads: int
     forced: set[str]
     console: Console
+    environment: dict[str, str]
     running: list[Work] = field(default_factory=list)
     failed: list[Work] = field(default_factory=list)
     done: set[str] = field(default_factory=set)
@@ -270,7 +273,11 @@ class Pool:
 
     def _start(self, work: Work) -> None:
         work.slot = min(set(range(self.jobs)) - {other.slot for other in self.running})
-        environment = os.environ | {name: str(self.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+        environment = (
+            os.environ
+            | self.environment
+            | {name: str(self.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+        )
         # `python` in a stage's command is this one
         environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
         if self.slots:

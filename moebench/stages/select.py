@@ -11,10 +11,9 @@ from pathlib import Path
 
 import yaml
 
-from moebench import config
+from moebench import catalogue, config
 from moebench.errors import MoebenchError, nearest
 from moebench.files import write_text
-from moebench.tasks import catalogue
 
 HEADER = """\
 # Generated from methods/, profiles/ and the profile's tasks: do not edit. After adding a method, a seed or a task, or switching the

@@ -29,7 +29,7 @@ def warm() -> Iterator[dict[str, str]]:
     """Start the process and give the environment variable that leads to it; it ends with the block, or with this process."""
     with tempfile.TemporaryDirectory(prefix="moebench-") as folder:
         path = str(Path(folder) / "socket")
-        process = subprocess.Popen([sys.executable, "-m", "moebench.stages.warm", path], stdin=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen([sys.executable, "-m", "moebench", "warm", path], stdin=subprocess.DEVNULL, start_new_session=True)
         try:
             yield {VARIABLE: path}
         finally:
@@ -54,7 +54,7 @@ def handed_over(arguments: Sequence[str]) -> int | None:
     return status[0] if status else 1
 
 
-def serve(path: str, main: Callable[[Sequence[str]], int]) -> None:
+def serve(path: str, main: Callable[[Sequence[str]], int]) -> int:
     """Listen on ``path`` and fork a child per request, until the parent is gone."""
     parent = os.getppid()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the children
@@ -73,6 +73,7 @@ def serve(path: str, main: Callable[[Sequence[str]], int]) -> None:
                 if os.fork() == 0:
                     server.close()
                     _child(connection, main)
+    return 0
 
 
 def _child(connection: socket.socket, main: Callable[[Sequence[str]], int]) -> None:
@@ -105,9 +106,3 @@ def _end_with(connection: socket.socket) -> None:
     with contextlib.suppress(OSError):
         connection.recv(1)
     os._exit(1)
-
-
-if __name__ == "__main__":
-    from moebench.cli import main as command_line
-
-    serve(sys.argv[1], command_line)

@@ -16,8 +16,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from moebench.catalogue import Kind
 from moebench.metrics import qa
-from moebench.tasks.catalogue import Kind
 
 Row = dict[str, Any]
 Baseline = Callable[[list[Row], list[Row]], list[Row]]

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
+from moebench.catalogue import Task
 from moebench.errors import MoebenchError
 from moebench.metrics import classification, qa, spans
-from moebench.tasks.catalogue import Task
 
 Row = dict[str, Any]
 

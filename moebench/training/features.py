@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from moebench.catalogue import Task
 from moebench.config import Finetuning
 from moebench.data.tokenizer import Tokenizer
-from moebench.tasks.catalogue import Task
 from moebench.training.batches import Batch
 
 Row = dict[str, Any]

@@ -11,12 +11,12 @@ import lightning.pytorch as lightning
 from torch import Tensor, nn
 from torch.nn import functional
 
+from moebench.catalogue import Task
 from moebench.config import Finetuning
 from moebench.data.tokenizer import Tokenizer
 from moebench.models.encoder import Encoder
 from moebench.models.heads import PairHead, SpanHead, TagHead
 from moebench.moe.layer import Aux
-from moebench.tasks.catalogue import Task
 from moebench.training.batches import Batch, loader, order
 from moebench.training.features import Feature, Row, best_spans, collate, features, predictions
 from moebench.training.module import Training

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from moebench.catalogue import TASKS
 from moebench.config import Data
 from moebench.data.files import HELD_OUT, HELD_OUT_DOCUMENTS, FilesSource
 from moebench.data.schema import check
 from moebench.errors import MoebenchError
-from moebench.tasks.catalogue import TASKS
 
 LABELS = ("contradiction", "entailment", "neutral")
 

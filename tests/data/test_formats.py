@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moebench.catalogue import ENTITY_LABELS, NLI_LABELS, PARAPHRASE_LABELS, UPOS_LABELS
 from moebench.data import formats
 from moebench.data.formats import LabelsStripped, documents, pairs, sentences, squad
 from moebench.data.schema import check
 from moebench.errors import MoebenchError
-from moebench.tasks.catalogue import ENTITY_LABELS, NLI_LABELS, PARAPHRASE_LABELS, UPOS_LABELS
 
 LABEL = st.sampled_from(NLI_LABELS)
 # Any text in one TSV cell: U+2028, U+0085 and other separators that str.splitlines would split at included; not blank, no surrogates.

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from seqeval.metrics import accuracy_score
 from seqeval.metrics.sequence_labeling import get_entities, precision_recall_fscore_support
 
+from moebench.catalogue import ENTITY_LABELS, UPOS_LABELS
 from moebench.metrics.spans import entity_f1, span_counts, span_scores, spans
-from moebench.tasks.catalogue import ENTITY_LABELS, UPOS_LABELS
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "metrics_tagging.npz", allow_pickle=False)
 CASES = sorted({key.split("/")[0] for key in GOLDEN if "/" in key})

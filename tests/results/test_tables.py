@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from moebench import catalogue
 from moebench.config import Method
 from moebench.results import published
 from moebench.results.records import RECORDS
 from moebench.results.tables import AVERAGE, SUITE, Expected, table1_xtreme, table2_perplexity
-from moebench.tasks import catalogue
 
 METHODS = {
     "dense": Method(label="Dense", published="Dense", layer="none"),

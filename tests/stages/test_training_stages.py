@@ -8,6 +8,7 @@ import yaml
 from safetensors.torch import load_file
 
 from moebench import config
+from moebench.catalogue import task
 from moebench.data.tokenizer import Tokenizer
 from moebench.errors import MoebenchError
 from moebench.files import read_json, read_jsonl
@@ -17,7 +18,6 @@ from moebench.stages.plan import plan
 from moebench.stages.prepare import prepare
 from moebench.stages.pretrain import pretrain
 from moebench.stages.select import select
-from moebench.tasks.catalogue import task
 from moebench.tasks.scoring import score
 from moebench.training.features import features
 from moebench.training.finetuning import FinetuningModule, TaskBatches

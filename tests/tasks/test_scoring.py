@@ -5,8 +5,8 @@ import random
 import pytest
 from seqeval.metrics import f1_score
 
+from moebench.catalogue import TASKS, task
 from moebench.errors import MoebenchError
-from moebench.tasks.catalogue import TASKS, task
 from moebench.tasks.scoring import averaged_languages, score, suite_average, task_value
 
 NLI = task("xnli")

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
+from moebench.catalogue import task
 from moebench.tasks.baselines import BASELINES, most_frequent
-from moebench.tasks.catalogue import task
 from moebench.tasks.scoring import score
 
 PAIR, TAGGING, QA = BASELINES["pair"], BASELINES["tagging"], BASELINES["qa"]

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moebench.catalogue import task
 from moebench.config import Finetuning
-from moebench.tasks.catalogue import task
 from moebench.training.batches import order
 from moebench.training.features import LONGEST_ANSWER, best_spans, collate, features, predictions
 
