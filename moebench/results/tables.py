@@ -13,12 +13,13 @@ from typing import Any
 
 import pandas as pd
 
-from moebench import catalogue, scoring
+from moebench import catalogue
 from moebench.catalogue import TASKS, Task
 from moebench.config import Method
 from moebench.results.published import Published
 from moebench.results.records import command
 from moebench.results.statistics import LEAST_SEEDS, Difference, deviation, holm, mean, paired_difference
+from moebench.tasks import scoring
 
 SUITE = tuple(task.name for task in TASKS.values() if not task.constructed)
 """The real tasks; their average is XTREME's only over all seven."""

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moebench import catalogue, config, scoring
+from moebench import catalogue, config
 from moebench.errors import MoebenchError
 from moebench.files import read_json, read_jsonl, sha256, write_text
 from moebench.results import records
+from moebench.tasks import scoring
 
 MEASURE: dict[str, Any] = {"stage": str, "task": str, "language": str, "metric": str, "value": (int, float), "n": int}
 

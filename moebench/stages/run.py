@@ -133,7 +133,8 @@ def run(root: Path, profile: str, jobs: int | None = None, paper: str | None = N
                 forget_the_dead(root / ".dvc" / "tmp" / "rwlock")
             works = pipeline(repo, root, profile, [f"tabulate@{profile}-{name}" for name in papers])
             alone = all(setting.devices * setting.nodes == 1 for setting in settings)  # Lightning starts the other ranks by command line
-            with _ending_by_interrupt(), warm() if alone else contextlib.nullcontext({}) as environment:
+            with _ending_by_interrupt(), contextlib.ExitStack() as stack:
+                environment = stack.enter_context(warm()) if alone else {}
                 pool = Pool(root, repo, dict(works), jobs, slots, threads, forced, console, environment)
                 pool.run()
     except DvcException as error:

@@ -47,7 +47,7 @@ def handed_over(arguments: Sequence[str]) -> int | None:
             connection.connect(path)
         except OSError:
             return None
-        request = json.dumps({"arguments": list(arguments), "folder": os.getcwd(), "environment": dict(os.environ)}).encode()
+        request = json.dumps({"arguments": list(arguments), "folder": str(Path.cwd()), "environment": dict(os.environ)}).encode()
         socket.send_fds(connection, [len(request).to_bytes(8, "big")], [0, 1, 2])
         connection.sendall(request)
         status = connection.recv(1)
