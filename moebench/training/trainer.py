@@ -19,6 +19,7 @@ import lightning
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_only
 
 import moebench
 from moebench.errors import MoebenchError
@@ -27,6 +28,7 @@ from moebench.training.batches import Batch, StepBatches, loader
 from moebench.training.module import Training
 
 
+@rank_zero_only
 def open_run(folder: Path, key: str) -> None:
     """Prepare a run's folder: keep it when it belongs to an unfinished run of the same key, else empty it.
 

@@ -76,7 +76,7 @@ def test_the_time_left_comes_from_stages_of_the_same_kind(tmp_path):
 
 def test_the_terminal_shows_what_runs(tmp_path):
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
-    pool = Pool(tmp_path, None, {"b": work("finetune@b", tmp_path)}, 2, [], 1, set(), console)
+    pool = Pool(tmp_path, None, {"b": work("finetune@b", tmp_path)}, 2, [], 1, set(), console, {})
     pool.running = [work("pretrain@a", tmp_path, running=True)]
     pool.done = {"plan"}
     pool.clock.took = {"pretrain": [60.0], "finetune": [600.0]}
