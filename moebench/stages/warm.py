@@ -20,6 +20,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from moebench.stages.guard import end_with_parent
+
 VARIABLE = "MOEBENCH_WARM"
 HEAVY = ("moebench.stages.pretrain", "moebench.stages.finetune")
 
@@ -42,6 +44,7 @@ def handed_over(arguments: Sequence[str]) -> int | None:
     path = os.environ.get(VARIABLE)
     if not path:
         return None
+    end_with_parent()  # and the forked process ends with this one
     with socket.socket(socket.AF_UNIX) as connection:
         try:
             connection.connect(path)

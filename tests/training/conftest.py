@@ -13,7 +13,7 @@ def corpus(tmp_path):
     folder = tmp_path / "corpus"
     folder.mkdir()
     for split, rows in (("train", 40), ("validation", 10)):
-        values = (generator.integers(0, 50, (rows, 1)) + np.arange(16)) % 50 + 5
+        values = (generator.integers(0, 10, (rows, 1)) + np.arange(16)) % 10 + 5
         values[:, 0] = 0  # bos
         values[rows // 2 :, 12:] = 1  # pad
         np.save(folder / f"{split}.npy", values.astype(np.int32))

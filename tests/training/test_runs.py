@@ -23,7 +23,7 @@ METHODS = {
 
 
 def optimisation(steps=12):
-    return config.Pretraining(steps=steps, batch=8, rate=2e-2, mask=0.3, translation=0.25, checkpoint_every=5 if steps < 20 else steps)
+    return config.Pretraining(steps=steps, batch=8, rate=1e-2, mask=0.3, translation=0.25, checkpoint_every=5 if steps < 20 else steps)
 
 
 def run(folder, corpus, method, stop_at=None, steps=12, ranks=1):
@@ -55,12 +55,12 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, corpus, method):
 
 
 def test_training_learns_and_validation_is_the_same_each_time(tmp_path, corpus):
-    module, trainer = run(tmp_path / "run", corpus, "xmoe", steps=200)
+    module, trainer = run(tmp_path / "run", corpus, "xmoe", steps=400)
     measures = validate(trainer, module, corpus, TOKENIZER, 0.3)
     assert measures == validate(trainer, module, corpus, TOKENIZER, 0.3)
     perplexity = {row["language"]: row["value"] for row in measures if row["metric"] == "perplexity"}
     assert set(perplexity) == {"aa", "bb"}
-    assert max(perplexity.values()) < 25  # 50 pieces are equally frequent
+    assert max(perplexity.values()) < 6  # ten pieces are equally frequent
     assert {row["metric"] for row in measures} == {"perplexity", "max_violation", "load_entropy"}
 
 
