@@ -17,7 +17,7 @@ ROUTING_METRICS = ("inter_run_consistency", "load_entropy", "max_violation", "re
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit status: 0, 1 (a stage failed), 2 (a mistake in the input) or 130 (interrupted)."""
+    """Run one verb; returns the exit status: 0, 1 (a stage or a training failed), 2 (a mistake in the input) or 130 (interrupted)."""
     try:
         options = _parser().parse_args(arguments)
         if options.verb == "warm":
@@ -33,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MoebenchError as error:
         print(f"moebench: error: {error}", file=sys.stderr)
         return 2
+    except FloatingPointError as error:
+        print(f"moebench: error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("moebench: interrupted", file=sys.stderr)
         return 130

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from moebench import config
 from moebench.data.tokenizer import Tokenizer
-from moebench.files import atomic_path, read_json, sha256, write_json
+from moebench.files import atomic_write, read_json, sha256, write_json
 from moebench.models.build import build_encoder, load_bundled
 from moebench.models.flops import costs_of
 from moebench.stages.guard import guard
@@ -58,8 +58,8 @@ def pretrain(root: Path, profile: str, paper: str, method: str, seed: int) -> No
             weights = {name.removeprefix("encoder."): value.detach().contiguous() for name, value in module.state_dict().items()}
             if not steps:
                 weights = {name: value for name, value in weights.items() if not name.startswith("head.")}
-            with atomic_path(folder / "model.safetensors") as temporary:
-                save_file(weights, temporary)
+            with atomic_write(folder / "model.safetensors", binary=True) as file:
+                file.write(save(weights))
             write_json(folder / "measures.json", measures)
             write_json(folder / "costs.json", costs(trainer, progress, costs_of(encoder, sparse, positions)))
             close_run(folder)

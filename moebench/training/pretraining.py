@@ -123,18 +123,19 @@ class PretrainingModule(Training):
         super().__init__(encoder, optimisation, balance, seed)
         self.head = MaskedLMHead(encoder.shape.width, encoder.embedding.num_embeddings, encoder.shape.epsilon)
 
-    def _logits(self, batch: Batch) -> tuple[Tensor, Aux | None]:
+    def logits(self, batch: Batch) -> tuple[Tensor, Aux | None]:
+        """Return (N, V) logits of the masked pieces, and what the sparse layer reports."""
         states_BSD, aux = self.encoder(batch["ids"], batch["mask"])
         return self.head(states_BSD[batch["chosen"]], self.encoder.embedding.weight).float(), aux
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean cross-entropy of the masked pieces, plus the balance loss."""
-        logits, aux = self._logits(batch)
+        logits, aux = self.logits(batch)
         return self.total_loss(functional.cross_entropy(logits, batch["targets"]), aux)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Return the summed negative log-likelihood, the number of masked pieces, and the experts' loads."""
-        logits, aux = self._logits(batch)
+        logits, aux = self.logits(batch)
         nll = functional.cross_entropy(logits, batch["targets"], reduction="none").double().sum()
         return {"nll": nll.item(), "n": len(batch["targets"]), "load": None if aux is None else aux.load.cpu().numpy()}
 

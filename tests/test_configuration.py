@@ -1,0 +1,94 @@
+"""Every shipped configuration is valid, and every kind of mistake is named with what would be right."""
+
+import shutil
+
+import pytest
+import yaml
+
+from moebench import config
+from moebench.errors import MoebenchError
+from moebench.stages.select import check, training_sets
+
+
+@pytest.mark.parametrize("profile", config.PROFILES)
+def test_every_shipped_profile_and_method_is_valid(project, profile):
+    check(project, profile)
+    for paper in config.papers(project):
+        assert set(training_sets(project, profile)) <= set(config.setting(project, paper, profile).finetune)
+
+
+def test_router_options_are_read_without_importing_the_router():
+    model = config.router_options("xmoe")
+    assert model.model_validate({"gate": "sigmoid", "dim": None}).model_dump()["gate"] == "sigmoid"
+    with pytest.raises(ValueError, match="gate"):
+        model.model_validate({"gate": "relu"})
+
+
+@pytest.fixture
+def copy(tmp_path, project):
+    """A copy of the configuration, and a function that edits one of its files."""
+    for folder in ("experiments", "data/profiles"):
+        shutil.copytree(project / folder, tmp_path / folder)
+    shutil.copy(project / "params.yaml", tmp_path)
+
+    def edit(file, change):
+        path = tmp_path / file
+        value = yaml.safe_load(path.read_text())
+        change(value)
+        path.write_text(yaml.safe_dump(value))
+
+    return tmp_path, edit
+
+
+METHOD = "experiments/xmoe/methods/xmoe_softmax.yaml"
+SETTING = "experiments/xmoe/profiles/smoke.yaml"
+DATA = "data/profiles/smoke.yaml"
+MISTAKES = [
+    (METHOD, lambda v: v.update(ruoter="x"), r"unknown key 'ruoter' \(did you mean 'router'\?\)"),
+    (METHOD, lambda v: v.update(router="xmeo"), r"'xmeo' \(did you mean 'xmoe'\?\); routers are: .*dot"),
+    (METHOD, lambda v: v["options"].update(temprature=1), r"unknown key 'options\.temprature' \(did you mean 'temperature'\?\)"),
+    (METHOD, lambda v: v["options"].update(gate="relu"), r"key 'options\.gate' has the value 'relu'.*'softmax' or 'sigmoid'"),
+    (METHOD, lambda v: v.update(layer="none"), "layer 'none' takes no router"),
+    (METHOD, lambda v: v.update(balance="much"), r"key 'balance' has the value 'much'"),
+    (METHOD, lambda v: v.pop("label"), "key 'label' is missing"),
+    (METHOD, lambda v: v.update(pretrain_as="smoe_softmax"), "'smoe_softmax' was pre-trained with"),
+    (METHOD, lambda v: v.update(pretrain_as="smoe"), r"unknown method 'smoe'.*did you mean 'smoe_s"),
+    (SETTING, lambda v: v["encoder"].update(heads=5), "width 64 is not a multiple of heads 5"),
+    (SETTING, lambda v: v["encoder"].update(head=4), r"unknown key 'encoder\.head' \(did you mean 'heads'\?\)"),
+    (SETTING, lambda v: v.update(seeds=[]), "key 'seeds'"),
+    (SETTING, lambda v: v.update(baseline="dens"), r"'dens' \(did you mean 'dense'\?\)"),
+    (SETTING, lambda v: v.update(methods=["dense", "densee"]), r"'densee' \(did you mean 'dense'\?\)"),
+    (SETTING, lambda v: v["finetune"].pop("constructed_pos"), r"'finetune\.constructed_pos' is missing"),
+    (SETTING, lambda v: v["finetune"]["constructed_pos"].update(epochs=2), "give either steps or epochs"),
+    (DATA, lambda v: v["tasks"].append("constructed_pso"), r"unknown task 'constructed_pso' \(did you mean 'constructed_pos'\?\)"),
+    (DATA, lambda v: v["tasks"].append("xnli"), "names 'xnli', which source 'constructed' does not have"),
+    (DATA, lambda v: v["constructed"].update(languages=3), r"'constructed\.languages' has the value 3.*greater than or equal to 5"),
+    (DATA, lambda v: v["tokens"].pop("vocabulary"), "vocabulary is required for source 'trained'"),
+]
+
+
+@pytest.mark.parametrize(("file", "change", "message"), MISTAKES, ids=[message for _, _, message in MISTAKES])
+def test_a_mistake_is_named_with_its_file_and_what_would_be_right(copy, file, change, message):
+    root, edit = copy
+    edit(file, change)
+    with pytest.raises(MoebenchError, match=message) as caught:
+        check(root, "smoke")
+    assert file.rpartition("/")[2] in str(caught.value) or "task" in message or "smoe'" in message
+
+
+def test_yaml_that_is_not_a_mapping_or_not_yaml_is_named(copy):
+    root, _ = copy
+    for content, message in (("- a", "should be a mapping"), ("a: [", "not valid YAML")):
+        (root / METHOD).write_text(content)
+        with pytest.raises(MoebenchError, match=rf"xmoe_softmax\.yaml: {message}"):
+            check(root, "smoke")
+
+
+def test_the_folder_of_benchmark_files_is_asked_for_and_checked(copy, monkeypatch):
+    root, edit = copy
+    monkeypatch.delenv("MOEBENCH_FOLDER", raising=False)
+    with pytest.raises(MoebenchError, match="MOEBENCH_FOLDER"):
+        config.benchmark_folder(root)
+    monkeypatch.setenv("MOEBENCH_FOLDER", "no/such")
+    with pytest.raises(MoebenchError, match=r"no/such: no such folder \(from MOEBENCH_FOLDER\)"):
+        config.benchmark_folder(root)
