@@ -85,7 +85,7 @@ def test_yaml_that_is_not_a_mapping_or_not_yaml_is_named(copy):
 
 
 def test_the_folder_of_benchmark_files_is_asked_for_and_checked(copy, monkeypatch):
-    root, edit = copy
+    root, _ = copy
     monkeypatch.delenv("MOEBENCH_FOLDER", raising=False)
     with pytest.raises(MoebenchError, match="MOEBENCH_FOLDER"):
         config.benchmark_folder(root)

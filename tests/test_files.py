@@ -1,7 +1,6 @@
 """Nothing is ever half-written, and every failure names its file."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -44,7 +43,7 @@ def test_a_failure_in_the_middle_leaves_the_old_file_and_nothing_else(tmp_path):
     with pytest.raises(KeyError):
         fail()
     assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["a.txt"]
+    assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
 
 
 def test_no_room_left_is_reported_with_the_file_and_changes_nothing(tmp_path):
@@ -54,7 +53,7 @@ def test_no_room_left_is_reported_with_the_file_and_changes_nothing(tmp_path):
     assert done.returncode == 1
     assert done.stderr.strip() == f"{path}: cannot be written: File too large; nothing was changed there"
     assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["a.txt"]
+    assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
 
 
 @pytest.mark.parametrize("read", [read_json, read_jsonl, sha256])

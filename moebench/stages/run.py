@@ -359,7 +359,9 @@ class Display:
     def say(self, pool: Pool, what: str) -> None:
         """Report what happened to a stage."""
         if not self.console.is_terminal:
-            self.console.print(f"[{len(pool.done)}/{self.total}] {what}", markup=False)
+            left = pool.clock.left(list(pool.waiting.values()), pool.running, pool.jobs)
+            note = "" if not left else f", about {duration(left)} left"
+            self.console.print(f"[{len(pool.done)}/{self.total}] {what}{note}", markup=False)
 
 
 def duration(seconds: float) -> str:
