@@ -213,7 +213,7 @@ class Setting(Config):
     finetune: dict[str, Finetuning]
     """Training set → its optimisation."""
     notes: dict[str, str] = {}
-    """Key → where its value comes from, if the paper does not state it."""
+    """Key → where its value comes from if the paper does not state it, or what else the tables should say about it."""
 
 
 # -------------------------------------------------------------------------------------------------------------- method

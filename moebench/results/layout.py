@@ -53,6 +53,8 @@ def table1_blocks(table: pd.DataFrame, expected: Expected) -> list[Block]:
         header = ("method", *map(_column, expected.tasks), "average")
         blocks.append(Block("Floor: fine-tuned from random weights", (), header, cells))
     blocks.append(_published(expected, "1", constructed))
+    if expected.notes:
+        blocks.append(Block("Notes on the setting", tuple(f"`{key}`: {note}." for key, note in sorted(expected.notes.items()))))
     return [*blocks, *_holes(table)]
 
 

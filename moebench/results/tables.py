@@ -43,6 +43,7 @@ class Expected:
         baseline: name of the method that differences are taken against.
         pretraining: whether the setting pre-trains at all.
         published: what the paper published.
+        notes: key of the setting → what a reader should know about its value.
     """
 
     profile: str
@@ -55,6 +56,7 @@ class Expected:
     baseline: str
     pretraining: bool
     published: Published
+    notes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def compared(self) -> list[str]:

@@ -76,6 +76,7 @@ def expectation(root: Path, profile: str, paper: str, measured: pd.DataFrame, pr
         baseline=setting.baseline,
         pretraining=setting.pretrain.steps > 0,
         published=numbers,
+        notes=setting.notes,
     )
 
 

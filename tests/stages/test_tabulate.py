@@ -26,6 +26,7 @@ SETTING = {
     "sparse": {"experts": 2, "inner": 8},
     "pretrain": OPTIMISATION,
     "finetune": {"constructed_pos": OPTIMISATION},
+    "notes": {"encoder": "far too small"},
 }
 METHODS = {
     "dense": {"label": "Dense", "published": "Dense", "layer": "none"},
@@ -223,3 +224,9 @@ def test_a_published_row_that_does_not_exist_is_named(root):
 def test_results_import_no_torch():
     code = "import sys, moebench.stages.evaluate, moebench.stages.tabulate; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_notes_on_the_setting_stand_under_the_table(root):
+    tabulate(root, "cpu", "xmoe")
+    table = (root / "results/cpu/xmoe/table1_xtreme.md").read_text(encoding="utf-8")
+    assert "## Notes on the setting\n\n`encoder`: far too small." in table
