@@ -91,6 +91,8 @@ class Data(Config):
     tasks: Annotated[tuple[str, ...], Field(min_length=1)]
     constructed: Constructed | None = None
     """Options of the generator; only for source ``constructed``."""
+    languages: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Languages of the test sets, only for source ``files``; none: all whose files are there."""
     train_files: dict[str, str] = {}
     """Training set → file below the folder that holds it; where the benchmark's own training file is not at hand."""
     corpus_files: dict[str, str] = {}
@@ -106,8 +108,8 @@ class Data(Config):
     def _options_fit_the_source(self) -> Data:
         if (self.constructed is not None) != (self.source == "constructed"):
             raise ValueError("the section 'constructed' belongs to, and is required by, source 'constructed' alone")
-        if self.source == "constructed" and (self.train_files or self.corpus_files):
-            raise ValueError("train_files and corpus_files belong to source 'files'")
+        if self.source == "constructed" and (self.train_files or self.corpus_files or self.languages):
+            raise ValueError("languages, train_files and corpus_files belong to source 'files' (constructed.languages is the number made)")
         if self.tokens.source == "trained" and self.corpus is None:
             raise ValueError("a trained tokenizer needs the section 'corpus'")
         return self

@@ -95,6 +95,8 @@ class FilesSource:
                 )
         self._training = {each.train: self._training_file(each) for each in self._tasks}
         self._candidates = {each.name: self._test_files(each) for each in self._tasks}
+        if data.languages is not None:
+            self._keep_languages(data.languages)
         for language in data.corpus_files:
             _check_language(language, f"corpus_files: key {language!r}")
         self._corpus = {language: self._named("corpus_files", language, name) for language, name in sorted(data.corpus_files.items())}
@@ -143,11 +145,22 @@ class FilesSource:
             raise MoebenchError(f"{home}: no test file of task {each.name!r}; expected for German, say, {expected}")
         return dict(sorted(found.items()))
 
+    def _keep_languages(self, wanted: tuple[str, ...]) -> None:
+        """Leave out the test files of other languages, and MLQA's pairs with them."""
+        there = self.languages
+        for name in wanted:
+            if name not in there:
+                raise MoebenchError(f"languages: no test file of {name!r}{nearest(name, there)}; {self.folder} has: {', '.join(there)}")
+        for name, found in self._candidates.items():
+            self._candidates[name] = {key: paths for key, paths in found.items() if set(key.split("-")) <= set(wanted)}
+            if not self._candidates[name]:
+                raise MoebenchError(f"languages: task {name!r} has test files of {', '.join(found)}, none of {', '.join(wanted)}")
+
     # ------------------------------------------------------------------------------------------------------- description
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """Languages of the tasks' files, the pivot first, the rest sorted; a pair of MLQA counts as its two."""
+        """Languages of the tasks' files that take part, the pivot first, the rest sorted; a pair of MLQA counts as its two."""
         found = {part for files in self._candidates.values() for name in files for part in name.split("-")}
         return (self.pivot, *sorted(found - {self.pivot}))
 

@@ -116,6 +116,19 @@ def test_limits_keep_the_first_rows(xnli):
     assert cut.test("xnli") == {language: rows[:4] for language, rows in whole.test("xnli").items()}
 
 
+def test_named_languages_alone_take_part_and_unknown_ones_are_refused(xnli):
+    chosen = source(xnli, "xnli", languages=("sw", "en"))
+    assert list(chosen.test("xnli")) == ["en", "sw"]
+    assert chosen.languages == ("en", "sw")
+    assert "xnli/dev-de.tsv" not in chosen.files()
+    with pytest.raises(MoebenchError, match=r"languages: no test file of 'dee' \(did you mean 'de'\?\).*has: en, de, sw"):
+        source(xnli, "xnli", languages=("en", "dee"))
+    write(xnli / "udpos" / "train-en.tsv", tags(30, "train"))
+    write(xnli / "udpos" / "dev-en.tsv", tags(3, "dev"))
+    with pytest.raises(MoebenchError, match=r"task 'udpos' has test files of en, none of de"):
+        source(xnli, "xnli", "udpos", languages=("de",))
+
+
 def test_question_answering_sets(tmp_path):
     write(tmp_path / "squad/train-v1.1.json", squad(20, "train"))
     write(tmp_path / "xquad/xquad.en.json", squad(2, "x"))
