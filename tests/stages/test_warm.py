@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from moebench import config
 from moebench.stages import warm
 
 SERVER = """
@@ -30,9 +31,9 @@ CLIENT = "import sys; from moebench.stages.warm import handed_over; sys.exit(han
 
 
 @pytest.fixture
-def server(tmp_path, project):
+def server(tmp_path):
     path = str(tmp_path / "socket")
-    environment = os.environ | {"PYTHONPATH": str(project)}
+    environment = os.environ | {"PYTHONPATH": str(config.project_root())}
     process = subprocess.Popen([sys.executable, "-c", SERVER, path], env=environment)
     end = time.monotonic() + 20
     while not Path(path).exists():

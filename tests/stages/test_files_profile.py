@@ -1,0 +1,95 @@
+"""The profile `real` from original files to predictions, with a tiny file in the format of the bundled encoder."""
+
+import shutil
+
+import pytest
+import tiny_bundle
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from moebench import config
+from moebench.catalogue import task
+from moebench.data import bundled
+from moebench.files import read_json, read_jsonl, sha256
+from moebench.stages import pretrain as pretrain_stage
+from moebench.stages.baselines import baselines
+from moebench.stages.finetune import finetune
+from moebench.stages.plan import plan
+from moebench.stages.prepare import prepare
+from moebench.stages.select import select
+from moebench.tasks.scoring import score
+
+ENCODER = {"layers": 2, "width": 64, "heads": 4, "inner": 128, "norm": "post", "max_positions": 32, "token_types": 2, "epsilon": 1e-12}
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A project whose benchmark files, encoder and training are tiny."""
+    files = tmp_path / "files"
+    for language, words in (("en", ["the", "cat", "sat"]), ("zh", ["日本", "語", "ne"])):
+        pairs = [
+            f"{words[i % 3]} {i}\t{words[(i + j) % 3]} hello\t{label}" for i in range(12) for j, label in enumerate(task("xnli").labels)
+        ]
+        write(files / f"xtreme/xnli/dev-{language}.tsv", "\n".join(pairs) + "\n")
+        for name, (first, other) in (("udpos", ("NOUN", "VERB")), ("panx", ("B-PER", "O"))):
+            sentences = [f"{words[i % 3]}\t{first}\n{i}\t{other}\n" for i in range(20)]
+            for split in ("train", "dev") if language == "en" else ("dev",):
+                write(files / f"xtreme/{name}/{split}-{language}.tsv", "\n".join(sentences).replace("hello", split))
+    labelled = [f"world {i}\tmat {i} {label}\t{label}" for i in range(12) for label in task("xnli").labels]
+    write(files / "xtreme/xnli/labelled/test-en.tsv", "\n".join(labelled) + "\n")
+    train = files / "xtreme/udpos/train-en.tsv"
+    write(train, train.read_text() + "\nmat\tNOUN\n")
+    train = files / "xtreme/panx/train-en.tsv"
+    write(train, train.read_text() + "\nmat\tO\n")
+    root, project = tmp_path / "project", config.project_root()
+    shutil.copytree(project / "experiments", root / "experiments")
+    shutil.copytree(project / "data" / "profiles", root / "data" / "profiles")
+    write(root / "params.yaml", "profile: real\nfolder:\n")
+    path = root / "experiments" / "xmoe" / "profiles" / "real.yaml"
+    setting = yaml.safe_load(path.read_text())
+    setting |= {"encoder": ENCODER, "precision": "fp32"}
+    setting["sparse"] |= {"experts": 4, "inner": 16}
+    for options in setting["finetune"].values():
+        options |= {"batch": 8, "max_length": 24, "epochs": 1}
+    path.write_text(yaml.safe_dump(setting))
+    monkeypatch.setenv("MOEBENCH_FOLDER", str(files))
+    weights = root / "data" / "downloads" / "e5-small-q4.bin"
+    weights.parent.mkdir()
+    tiny_bundle.write_bundle(weights)
+    monkeypatch.setattr(bundled, "FILE_SHA256", sha256(weights))
+    monkeypatch.setattr(pretrain_stage, "BUNDLED_ROWS", tiny_bundle.ROWS)
+    select(root, "real")
+    plan(root, "real")
+    prepare(root, "real")
+    return root
+
+
+def test_from_files_to_scores(root):
+    prepared = root / "data" / "prepared" / "real"
+    manifest = read_json(prepared / "manifest.json")
+    assert manifest["languages"] == ["en", "zh"]
+    assert manifest["choices"]["xnli.train"] == "xtreme/xnli/labelled/test-en.tsv"
+    baselines(root, "real")
+    for method in ("dense", "dense_scratch", "xmoe_softmax"):
+        pretrain_stage.pretrain(root, "real", "xmoe", method, 0)
+    weights = {
+        name: load_file(root / f"runs/real/xmoe/pretrain/{name}-0/model.safetensors") for name in ("dense", "dense_scratch", "xmoe_softmax")
+    }
+    trunk = weights["dense"]
+    assert all(torch.equal(value, weights["xmoe_softmax"][name]) for name, value in trunk.items())
+    assert not torch.equal(trunk["embedding.weight"], weights["dense_scratch"]["embedding.weight"])
+    assert read_json(root / "runs/real/xmoe/pretrain/dense-0/measures.json") == []
+    for name in config.data(root, "real").tasks:
+        finetune(root, "real", "xmoe", "xmoe_softmax", name, 0)
+        for language in ("en", "zh"):
+            gold = read_jsonl(prepared / "tasks" / name / "test" / name / f"{language}.jsonl")
+            predicted = read_jsonl(root / f"runs/real/xmoe/finetune/xmoe_softmax-{name}-0/predictions/{name}/{language}.jsonl")
+            ((value, n),) = score(task(name), language, gold, predicted).values()
+            assert 0 <= value <= 100
+            assert n == len(gold)
