@@ -132,7 +132,8 @@ def run(root: Path, profile: str, jobs: int | None = None, paper: str | None = N
             with repo.lock:
                 forget_the_dead(root / ".dvc" / "tmp" / "rwlock")
             works = pipeline(repo, root, profile, [f"tabulate@{profile}-{name}" for name in papers])
-            alone = all(setting.devices * setting.nodes == 1 for setting in settings)  # Lightning starts the other ranks by command line
+            # not with GPUs, whose state does not survive a fork, nor with several ranks, which Lightning starts by their command line
+            alone = not slots and all(setting.devices * setting.nodes == 1 for setting in settings)
             with _ending_by_interrupt(), contextlib.ExitStack() as stack:
                 environment = stack.enter_context(warm()) if alone else {}
                 pool = Pool(root, repo, dict(works), jobs, slots, threads, forced, console, environment)
