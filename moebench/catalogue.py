@@ -46,7 +46,7 @@ class Task:
         labels: the label set, sorted; empty for ``qa``.
         train: name of the training set; tasks with the same one share a fine-tuned model, as XQuAD and MLQA share SQuAD.
         stands_for: the published benchmark (column of X-MoE's Table 1); equal to the title for the real one.
-        rule: which QA normalisation scores it (``squad`` or ``mlqa``); empty for the other kinds.
+        rule: which QA normalisation scores it (``squad``, ``mlqa``, or ``plain`` for languages that have no rule); empty for the other kinds.
     """
 
     name: str
@@ -79,9 +79,9 @@ TASKS: dict[str, Task] = {
         Task("pawsx", "pair", PARAPHRASE_LABELS, "pawsx", "PAWS-X"),
         Task("constructed_pos", "tagging", UPOS_LABELS, "constructed_pos", "POS"),
         Task("constructed_ner", "tagging", ENTITY_LABELS, "constructed_ner", "NER"),
-        Task("constructed_qa_parallel", "qa", (), "constructed_qa", "XQuAD", rule="squad"),
-        Task("constructed_qa_cross", "qa", (), "constructed_qa", "MLQA", rule="mlqa"),
-        Task("constructed_qa_native", "qa", (), "constructed_qa_native", "TyDiQA", rule="squad"),
+        Task("constructed_qa_parallel", "qa", (), "constructed_qa", "XQuAD", rule="plain"),
+        Task("constructed_qa_cross", "qa", (), "constructed_qa", "MLQA", rule="plain"),
+        Task("constructed_qa_native", "qa", (), "constructed_qa_native", "TyDiQA", rule="plain"),
         Task("constructed_nli", "pair", NLI_LABELS, "constructed_nli", "XNLI"),
         Task("constructed_paraphrase", "pair", PARAPHRASE_LABELS, "constructed_paraphrase", "PAWS-X"),
     )

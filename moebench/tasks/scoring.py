@@ -48,7 +48,7 @@ def score(
                 raise MoebenchError(
                     f"test row {row['id']!r} of task {task.name!r} ({language}) has no gold answer: its labels are stripped"
                 )
-        rule = cast(qa.Rule, "plain" if task.constructed else task.rule)
+        rule = cast(qa.Rule, task.rule)
         answers = [[answer["text"] for answer in row["answers"]] for row in gold]
         values = qa.answer_scores(predicted, answers, rule, language.split("-")[0])._asdict()
     return {metric: (100 * values[metric], len(gold)) for metric in task.metrics}
