@@ -46,7 +46,7 @@ class Task:
         labels: the label set, sorted; empty for ``qa``.
         train: name of the training set; tasks with the same one share a fine-tuned model, as XQuAD and MLQA share SQuAD.
         stands_for: the published benchmark (column of X-MoE's Table 1); equal to the title for the real one.
-        rule: which QA normalisation scores it (``squad``, ``mlqa``, or ``plain`` for languages that have no rule); empty for the other kinds.
+        rule: which QA normalisation scores it: ``squad``, ``mlqa``, or ``plain`` for languages without a rule; empty for the other kinds.
     """
 
     name: str
