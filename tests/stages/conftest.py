@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -129,7 +130,14 @@ class Project:
             "CUDA_VISIBLE_DEVICES": "",
         }
         return subprocess.Popen(
-            [sys.executable, "-m", *arguments], cwd=self.root, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            [sys.executable, "-m", *arguments],
+            cwd=self.root,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            # a shell lets what it starts in the background ignore Ctrl-C, and the tests may have been started so
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
 
     def call(self, *arguments: str, status: int = 0) -> str:
