@@ -27,11 +27,12 @@ def main() -> None:
     arguments = parser.parse_args()
     root = config.project_root()
     setting = config.setting(root, arguments.paper, arguments.profile)
-    corpus, vocabulary = config.data(root, arguments.profile).corpus, config.data(root, arguments.profile).tokens.vocabulary
-    positions = corpus.sequence_length if corpus else 64
+    data = config.data(root, arguments.profile)
+    vocabulary = data.tokens.vocabulary or 250002  # the bundled tokenizer's
+    positions = data.corpus.sequence_length if data.corpus else 64
     torch.set_num_threads(setting.threads)
     size = (setting.pretrain.batch, positions)
-    ids = torch.randint(5, vocabulary or 250002, size)
+    ids = torch.randint(5, vocabulary, size)
     chosen = torch.rand(size) < setting.pretrain.mask
     batch = {"ids": ids, "mask": torch.ones(size, dtype=torch.bool), "chosen": chosen, "targets": ids[chosen]}
     modules, seconds = {}, {}
@@ -40,7 +41,7 @@ def main() -> None:
         if method.pretrained and not method.pretrain_as:
             torch.manual_seed(0)
             sparse = setting.sparse if method.layer == "moe" else None
-            encoder = build_encoder(setting.encoder, sparse, method.model_dump(), vocabulary or 250002)
+            encoder = build_encoder(setting.encoder, sparse, method.model_dump(), vocabulary)
             module = PretrainingModule(encoder, setting.pretrain, method.balance, 0)
             optimiser = module.configure_optimizers()["optimizer"]
             modules[name], seconds[name] = (module, optimiser), []

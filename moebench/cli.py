@@ -11,7 +11,7 @@ from typing import get_args
 import moebench
 from moebench import catalogue, config
 from moebench.errors import MoebenchError, nearest
-from moebench.stages.warm import handed_over
+from moebench.stages.warm import handed_over, serve
 
 ROUTING_METRICS = ("inter_run_consistency", "load_entropy", "max_violation", "representation_collapse", "router_fluctuation")
 
@@ -21,8 +21,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = _parser().parse_args(arguments)
         if options.verb == "warm":
-            from moebench.stages.warm import serve
-
             return serve(options.socket, main)
         options.arguments = sys.argv[1:] if arguments is None else list(arguments)
         root = config.project_root()

@@ -249,6 +249,12 @@ class Pool:
             finally:
                 self._stop()
 
+    @property
+    def time_left(self) -> str:
+        """The estimate in words; empty while too little is known, and when nothing is left."""
+        left = self.clock.left(list(self.waiting.values()), self.running, self.jobs)
+        return f"about {duration(left)} left" if left else ""
+
     def _start_the_ready(self) -> None:
         """Start ready stages while there is room; those that are up to date are done at once, which may make others ready."""
         looked = -1
@@ -345,9 +351,8 @@ class Display:
 
     def show(self, pool: Pool) -> None:
         """Draw the bars."""
-        left = pool.clock.left(list(pool.waiting.values()), pool.running, pool.jobs)
-        note = "" if left is None else f"about {duration(left)} left"
-        self.bars.update(self.overall, completed=len(pool.done), description=f"{len(pool.done)}/{self.total} stages", note=note)
+        description = f"{len(pool.done)}/{self.total} stages"
+        self.bars.update(self.overall, completed=len(pool.done), description=description, note=pool.time_left)
         for work in pool.running:
             if work.address not in self.tasks:
                 self.tasks[work.address] = self.bars.add_task(work.name, total=None, note="")
@@ -360,9 +365,8 @@ class Display:
     def say(self, pool: Pool, what: str) -> None:
         """Report what happened to a stage."""
         if not self.console.is_terminal:
-            left = pool.clock.left(list(pool.waiting.values()), pool.running, pool.jobs)
-            note = "" if not left else f", about {duration(left)} left"
-            self.console.print(f"[{len(pool.done)}/{self.total}] {what}{note}", markup=False)
+            said = ", ".join(filter(None, (what, pool.time_left)))
+            self.console.print(f"[{len(pool.done)}/{self.total}] {said}", markup=False)
 
 
 def duration(seconds: float) -> str:

@@ -119,7 +119,7 @@ def fit(trainer: pl.Trainer, module: Training, make: Callable[[int], Batch], fol
     """Train to the last step, from the run's checkpoint where there is one.
 
     Raises:
-        MoebenchError: the checkpoint is damaged (it is moved aside, so that the next run starts this run anew), or the disk is full.
+        MoebenchError: the checkpoint is damaged (it is moved aside, so the next run starts this run anew), or the disk is full or fails.
     """
     saved = folder / "checkpoints" / "last.ckpt"
     batches = StepBatches(make, lambda: trainer.global_step, module.optimisation.steps)
@@ -135,7 +135,7 @@ def fit(trainer: pl.Trainer, module: Training, make: Callable[[int], Batch], fol
     try:
         trainer.fit(module, loader(batches), ckpt_path=saved if saved.is_file() else None, weights_only=True)
     except OSError as error:
-        raise MoebenchError(f"{folder}: cannot be written: {error}; the last whole checkpoint is kept, the next run continues") from error
+        raise MoebenchError(f"{folder}: training stopped, {error}; the last whole checkpoint is kept, the next run continues") from error
 
 
 def costs(trainer: pl.Trainer, progress: Progress, counts: dict[str, int]) -> dict[str, Any]:
