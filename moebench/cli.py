@@ -6,7 +6,6 @@ import argparse
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import get_args
 
 import moebench
 from moebench import catalogue, config
@@ -14,6 +13,7 @@ from moebench.errors import MoebenchError, nearest
 from moebench.stages.warm import handed_over, serve
 
 ROUTING_METRICS = ("inter_run_consistency", "load_entropy", "max_violation", "representation_collapse", "router_fluctuation")
+MEASURED_IN_RUNS = ("dropped_share", "experts_per_token", "flops_per_token", "router_entropy")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -179,10 +179,10 @@ VERBS: dict[str, Callable[[Path, str, argparse.Namespace], int | None]] = {
 }
 
 LISTS: dict[str, Callable[[Path, str | None], Iterable[str]]] = {
-    "layers": lambda root, paper: get_args(config.Method.model_fields["layer"].annotation),
+    "layers": lambda root, paper: config.layers(),
     "methods": _methods,
     "metrics": lambda root, paper: sorted(
-        {*(name for task in catalogue.TASKS.values() for name in task.metrics), "perplexity", *ROUTING_METRICS}
+        {*(name for task in catalogue.TASKS.values() for name in task.metrics), "perplexity", *ROUTING_METRICS, *MEASURED_IN_RUNS}
     ),
     "papers": lambda root, paper: config.papers(root),
     "profiles": lambda root, paper: config.PROFILES,

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ast
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -24,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from moebench.errors import MoebenchError, nearest
 
 PROFILES = ("smoke", "cpu", "real", "paper")
-ROUTER_FOLDER = Path(__file__).parent / "moe" / "routers"
+MOE_FOLDER = Path(__file__).parent / "moe"
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -148,6 +149,8 @@ class Sparse(Config):
     inner: Positive
     identity: bool = False
     """Start with experts whose output is zero, so that step 0 equals the model without the layer exactly."""
+    shared: Count = 0
+    """Experts that see every token, beside the routed ones."""
 
 
 class Optimisation(Config):
@@ -193,12 +196,23 @@ class Finetuning(Optimisation):
         return self
 
 
+class Routers(Config):
+    """The table of routers under the paper's protocol: methods with ``table: routers``, beside those of the main tables."""
+
+    methods: tuple[str, ...] = ()
+    """Which of them run."""
+    training_sets: tuple[str, ...] = ()
+    """What they are fine-tuned on; methods of the main tables are fine-tuned on all training sets."""
+
+
 class Setting(Config):
     """A paper under a profile: ``experiments/<paper>/profiles/<profile>.yaml``."""
 
     seeds: Annotated[tuple[int, ...], Field(min_length=1)]
     methods: tuple[str, ...] | None = None
-    """Which methods run; none: every file of ``methods/``."""
+    """Which methods of the main tables run; none: all."""
+    routers: Routers = Routers()
+    """What runs for the table of routers."""
     baseline: str
     """The method that differences are taken against."""
     initialisation: Literal["scratch", "bundled"] = "scratch"
@@ -214,6 +228,8 @@ class Setting(Config):
     pretrain: Pretraining
     finetune: dict[str, Finetuning]
     """Training set → its optimisation."""
+    options: dict[str, dict[str, Any]] = {}
+    """Method → options of its router or layer that depend on the scale; they go before those of the method's file."""
     notes: dict[str, str] = {}
     """Key → where its value comes from if the paper does not state it, or what else the tables should say about it."""
 
@@ -228,13 +244,21 @@ class Method(Config):
     """How tables call it."""
     published: str | None = None
     """Name of its row in ``published.yaml``; none: not published."""
-    layer: Literal["none", "moe"]
-    """``none``: the dense encoder, without the inserted layer."""
+    table: Literal["main", "routers"] = "main"
+    """``routers``: runs where the setting's ``routers`` names it, and is shown in the table of routers alone."""
+    layer: str
+    """``none``: the dense encoder, without the inserted layer; ``moe``: router and experts; or a file of ``moebench/moe/layers``."""
     router: str | None = None
     options: dict[str, Any] = {}
-    """Keyword options of the router's class, checked against its signature."""
-    balance: Annotated[float, Field(ge=0)] = 0.0
-    """Coefficient of the load-balancing loss, in pre-training and in fine-tuning."""
+    """Keyword options of the router's class, or of the layer's if it has no router; checked against its signature."""
+    losses: dict[str, Annotated[float, Field(ge=0)]] = {}
+    """Loss of the router or layer → its coefficient, in pre-training and in fine-tuning; all but ``z`` have to be named, 0 turns off."""
+    fine_grained: Positive = 1
+    """m: every expert is split into m of inner width F / m (DeepSeekMoE, arXiv 2401.06066); the shared ones are taken out of these."""
+    shared: Count = 0
+    """Experts, after splitting, that see every token."""
+    consistency: Annotated[float, Field(ge=0)] = 0.0
+    """α of THOR's two-forward loss (arXiv 2110.04260, eqs. 4-5); 0: one forward pass a step."""
     freeze_in_finetuning: bool = False
     """Router and experts do not change in fine-tuning (X-MoE, section 3.3)."""
     pretrained: bool = True
@@ -243,11 +267,13 @@ class Method(Config):
     """Name of the method whose pre-trained checkpoints this one starts from; none: its own."""
 
     @model_validator(mode="after")
-    def _router_fits_the_layer(self) -> Method:
-        if (self.router is None) != (self.layer == "none"):
-            raise ValueError(f"layer {self.layer!r} {'takes no' if self.layer == 'none' else 'needs a'} router")
-        if self.layer == "none" and (self.options or self.balance or self.freeze_in_finetuning):
-            raise ValueError("options, balance and freeze_in_finetuning belong to layer 'moe'")
+    def _parts_fit_the_layer(self) -> Method:
+        if (self.router is None) != (self.layer != "moe"):
+            raise ValueError(f"layer {self.layer!r} {'needs a' if self.layer == 'moe' else 'takes no'} router")
+        if self.layer == "none" and (self.options or self.losses or self.freeze_in_finetuning or self.consistency):
+            raise ValueError("options, losses, consistency and freeze_in_finetuning belong to a layer")
+        if self.layer != "moe" and (self.fine_grained, self.shared) != (1, 0):
+            raise ValueError("fine_grained and shared belong to layer 'moe'")
         return self
 
 
@@ -383,32 +409,61 @@ def check_paper(root: Path, name: str) -> str:
 
 def routers() -> list[str]:
     """Names of the routers, sorted: a router's name is its file's, ``moebench/moe/routers/<name>.py``."""
-    return sorted(path.stem for path in ROUTER_FOLDER.glob("*.py") if path.stem != "__init__")
+    return _parts("routers")
 
 
-def router_options(name: str) -> type[BaseModel]:
-    """Return a model of a router's options, read from its source without importing it (so without torch).
+def layers() -> list[str]:
+    """Names of the layers: ``none``, ``moe`` (router and experts), then the files of ``moebench/moe/layers``, sorted."""
+    return ["none", "moe", *_parts("layers")]
 
-    A router file holds one class with base ``Router``; its options are the keyword-only parameters of ``__init__``.
+
+def _parts(folder: str) -> list[str]:
+    return sorted(path.stem for path in (MOE_FOLDER / folder).glob("*.py") if path.stem != "__init__")
+
+
+@dataclass(frozen=True)
+class Part:
+    """What the source of a router or layer says about it, read without importing it (so without torch)."""
+
+    options: type[BaseModel]
+    """Model of its options: the keyword-only parameters of its class's ``__init__``, but ``vocabulary``."""
+    losses: tuple[str, ...]
+    """Names of the losses that it reports: the class variable ``losses``."""
+
+
+def part(folder: Literal["routers", "layers"], name: str) -> Part:
+    """Read a router's or layer's source: the one class with base ``Router`` or ``SparseLayer``.
+
+    Raises:
+        MoebenchError: the file holds no such class.
     """
-    path = ROUTER_FOLDER / f"{name}.py"
-    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef) and any(getattr(base, "id", None) == "Router" for base in node.bases):
+    path, base = MOE_FOLDER / folder / f"{name}.py", {"routers": "Router", "layers": "SparseLayer"}[folder]
+    for node in ast.parse(path.read_text(encoding="utf-8"), filename=str(path)).body:
+        if isinstance(node, ast.ClassDef) and any(getattr(parent, "id", None) == base for parent in node.bases):
             break
     else:
-        raise MoebenchError(f"{path}: holds no class with base Router")
+        raise MoebenchError(f"{path}: holds no class with base {base}")
     fields: dict[str, Any] = {}
-    for function in node.body:
-        if isinstance(function, ast.FunctionDef) and function.name == "__init__":
-            for argument, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True):
+    losses: tuple[str, ...] = ()
+    for member in node.body:
+        if isinstance(member, ast.FunctionDef) and member.name == "__init__":
+            for argument, default in zip(member.args.kwonlyargs, member.args.kw_defaults, strict=True):
                 annotation = eval(ast.unparse(argument.annotation), {"Literal": Literal}) if argument.annotation else Any  # noqa: S307
                 fields[argument.arg] = (annotation, ... if default is None else ast.literal_eval(default))
-    return create_model(f"{name} options", __config__=ConfigDict(extra="forbid", frozen=True), **fields)
+        elif isinstance(member, ast.AnnAssign) and getattr(member.target, "id", None) == "losses" and member.value is not None:
+            losses = ast.literal_eval(member.value)
+    fields.pop("vocabulary", None)
+    return Part(create_model(f"{name} options", __config__=ConfigDict(extra="forbid", frozen=True), **fields), losses)
 
 
-def method(root: Path, paper: str, name: str) -> Method:
-    """Load one method and check its router's options.
+def method(root: Path, paper: str, name: str, profile: str | None = None) -> Method:
+    """Load one method and check it against its router or layer.
+
+    Args:
+        root: the project's root.
+        paper: name of the paper.
+        name: name of the method.
+        profile: name of a profile whose setting may give options; none: the method's file alone.
 
     Raises:
         MoebenchError: no such method, or its file does not validate.
@@ -418,17 +473,45 @@ def method(root: Path, paper: str, name: str) -> Method:
         names = sorted(other.stem for other in path.parent.glob("*.yaml"))
         raise MoebenchError(f"unknown method {name!r} of paper {paper!r}{nearest(name, names)}; methods are: {', '.join(names)}")
     value = load(path, Method)
-    if value.router is None:
+    for key, given, allowed in (("layer", value.layer, layers()), ("router", value.router, [None, *routers()])):
+        if given not in allowed:
+            names = [each for each in allowed if each]
+            raise MoebenchError(f"{path}: key {key!r} has the value {given!r}{nearest(str(given), names)}; {key}s are: {', '.join(names)}")
+    if value.layer == "none":
         return value
-    if value.router not in routers():
+    source = part("routers", value.router) if value.router else part("layers", value.layer)
+    unknown = [loss for loss in value.losses if loss not in source.losses]
+    silent = [loss for loss in source.losses if loss not in value.losses and loss != "z"]
+    owner = f"router {value.router!r}" if value.router else f"layer {value.layer!r}"
+    if unknown:
         raise MoebenchError(
-            f"{path}: key 'router' has the value {value.router!r}{nearest(value.router, routers())}; routers are: {', '.join(routers())}"
+            f"{path}: unknown key 'losses.{unknown[0]}'{nearest(unknown[0], source.losses)};"
+            f" losses of {owner} are: {', '.join(source.losses) or 'none'}"
         )
-    options = router_options(value.router)
-    try:
-        return value.model_copy(update={"options": options.model_validate(value.options).model_dump()})
-    except ValidationError as error:
-        raise MoebenchError(_complaint(path, options, error).replace("key '", "key 'options.")) from error
+    if silent:
+        raise MoebenchError(
+            f"{path}: key 'losses.{silent[0]}' is missing: {owner} has this loss; give its coefficient, or 0 to leave it out"
+        )
+    merged = value.options
+    files: list[tuple[Path, str, dict[str, Any]]] = [(path, "options.", {})]
+    if profile is not None and (at_scale := setting(root, paper, profile).options.get(name)):
+        files.append((path.parents[1] / "profiles" / f"{profile}.yaml", f"options.{name}.", at_scale))
+    for file, where, more in files:
+        merged = merged | more
+        try:
+            options = source.options.model_validate(merged).model_dump()
+        except ValidationError as error:
+            raise MoebenchError(_complaint(file, source.options, error).replace("key '", f"key '{where}")) from error
+    return value.model_copy(update={"options": options})
+
+
+def sparse(setting: Setting, method: Method) -> Sparse | None:
+    """The inserted layer of a method: the setting's, with what the method says about experts; none for layer ``none``."""
+    if method.layer == "none":
+        return None
+    shape, m = setting.sparse, method.fine_grained
+    experts = 1 if method.layer == "dense" else shape.experts * m - method.shared
+    return shape.model_copy(update={"experts": experts, "inner": shape.inner // m, "shared": method.shared})
 
 
 def data(root: Path, profile: str) -> Data:
@@ -445,13 +528,18 @@ def method_names(root: Path, paper: str, profile: str) -> list[str]:
     """Names of the methods that run under a profile, sorted.
 
     Raises:
-        MoebenchError: the setting names a method that does not exist.
+        MoebenchError: the setting names a method that does not exist, or that belongs to another table.
     """
-    folder = root / "experiments" / paper / "methods"
-    every = sorted(path.stem for path in folder.glob("*.yaml"))
-    chosen = setting(root, paper, profile).methods
-    for name in chosen or ():
-        if name not in every:
-            path = root / "experiments" / paper / "profiles" / f"{profile}.yaml"
-            raise MoebenchError(f"{path}: key 'methods' names {name!r}{nearest(name, every)}; methods are: {', '.join(every)}")
-    return every if chosen is None else sorted(chosen)
+    folder, chosen = root / "experiments" / paper / "methods", setting(root, paper, profile)
+    tables: dict[str, list[str]] = {"main": [], "routers": []}
+    for file in sorted(folder.glob("*.yaml")):
+        tables[load(file, Method).table].append(file.stem)
+    for key, table, names in (("methods", "main", chosen.methods), ("routers.methods", "routers", chosen.routers.methods)):
+        for name in names or ():
+            if name not in tables[table]:
+                raise MoebenchError(
+                    f"{root / 'experiments' / paper / 'profiles' / f'{profile}.yaml'}: key {key!r} names {name!r}"
+                    f"{nearest(name, tables[table])}; methods with table {table!r} are: {', '.join(tables[table]) or 'none'}"
+                )
+    main = tables["main"] if chosen.methods is None else chosen.methods
+    return sorted([*main, *chosen.routers.methods])

@@ -18,7 +18,7 @@ def test_every_shipped_profile_and_method_is_valid(project, profile):
 
 
 def test_router_options_are_read_without_importing_the_router():
-    model = config.router_options("xmoe")
+    model = config.part("routers", "xmoe").options
     assert model.model_validate({"gate": "sigmoid", "dim": None}).model_dump()["gate"] == "sigmoid"
     with pytest.raises(ValueError, match="gate"):
         model.model_validate({"gate": "relu"})
@@ -49,10 +49,25 @@ MISTAKES = [
     (METHOD, lambda v: v["options"].update(temprature=1), r"unknown key 'options\.temprature' \(did you mean 'temperature'\?\)"),
     (METHOD, lambda v: v["options"].update(gate="relu"), r"key 'options\.gate' has the value 'relu'.*'softmax' or 'sigmoid'"),
     (METHOD, lambda v: v.update(layer="none"), "layer 'none' takes no router"),
-    (METHOD, lambda v: v.update(balance="much"), r"key 'balance' has the value 'much'"),
+    (METHOD, lambda v: v.update(losses={"balance": "much"}), r"key 'losses\.balance' has the value 'much'"),
+    (METHOD, lambda v: v.update(losses={"balanse": 1}), r"unknown key 'losses\.balanse' \(did you mean 'balance'\?\)"),
+    (METHOD, lambda v: v.update(losses={"z": 1}), r"key 'losses\.balance' is missing: router 'xmoe' has this loss"),
+    (METHOD, lambda v: v.update(layer="moee"), r"layer 'moee' takes no router"),
+    (METHOD, lambda v: (v.update(layer="dens"), v.pop("router")), r"'dens' \(did you mean 'dense'\?\); layers are: none, moe, dense"),
+    (METHOD, lambda v: v.update(shared=8), "leave 0 experts of inner width 128"),
+    (METHOD, lambda v: v.update(fine_grained=200), "of inner width 0, of 8 of inner width 128"),
+    (SETTING, lambda v: v.update(routers={"training_sets": ["constructed_po"]}), r"'constructed_po' \(did you mean 'constructed_pos'\?\)"),
+    (SETTING, lambda v: v.update(routers={"methods": ["swich"]}), r"key 'routers\.methods' names 'swich' \(did you mean 'switch'\?\)"),
+    (SETTING, lambda v: v.update(routers={"methods": ["dense"]}), "'dense'.*; methods with table 'routers' are: "),
+    (SETTING, lambda v: v.update(options={"xmo_softmax": {}}), r"key 'options\.xmo_softmax' \(did you mean 'xmoe_softmax'\?\)"),
+    (
+        SETTING,
+        lambda v: v.update(options={"xmoe_softmax": {"dimm": 2}}),
+        r"unknown key 'options\.xmoe_softmax\.dimm' \(did you mean 'dim'\?\)",
+    ),
     (METHOD, lambda v: v.pop("label"), "key 'label' is missing"),
     (METHOD, lambda v: v.update(pretrain_as="smoe_softmax"), "'smoe_softmax' was pre-trained with"),
-    (METHOD, lambda v: v.update(pretrain_as="smoe"), r"unknown method 'smoe'.*did you mean 'smoe_s"),
+    (METHOD, lambda v: v.update(pretrain_as="smoe_soft"), r"unknown method 'smoe_soft'.*did you mean 'smoe_softmax'"),
     (SETTING, lambda v: v["encoder"].update(heads=5), "width 64 is not a multiple of heads 5"),
     (SETTING, lambda v: v["encoder"].update(head=4), r"unknown key 'encoder\.head' \(did you mean 'heads'\?\)"),
     (SETTING, lambda v: v.update(seeds=[]), "key 'seeds'"),
@@ -73,7 +88,7 @@ def test_a_mistake_is_named_with_its_file_and_what_would_be_right(copy, file, ch
     edit(file, change)
     with pytest.raises(MoebenchError, match=message) as caught:
         check(root, "smoke")
-    assert file.rpartition("/")[2] in str(caught.value) or "task" in message or "smoe'" in message
+    assert file.rpartition("/")[2] in str(caught.value) or "task" in message or "unknown method" in message
 
 
 def test_yaml_that_is_not_a_mapping_or_not_yaml_is_named(copy):

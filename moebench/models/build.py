@@ -20,7 +20,7 @@ from moebench.errors import MoebenchError
 from moebench.models.encoder import Encoder
 from moebench.moe.experts import ResidualExperts
 from moebench.moe.layer import MoELayer
-from moebench.moe.registry import build_router
+from moebench.moe.registry import build_layer, build_router
 
 
 def build_encoder(shape: config.Encoder, sparse: config.Sparse | None, method: dict[str, Any], vocabulary: int) -> Encoder:
@@ -30,15 +30,23 @@ def build_encoder(shape: config.Encoder, sparse: config.Sparse | None, method: d
 
     Args:
         shape: the trunk.
-        sparse: the inserted layer; none for the layer ``none``.
+        sparse: the inserted layer (`moebench.config.sparse`); none for the layer ``none``.
         method: ``layer``, ``router`` and ``options`` of the method.
         vocabulary: V, rows of the embedding.
     """
     encoder = Encoder(shape, vocabulary)
-    if method["layer"] == "moe" and sparse is not None:
-        router = build_router(method["router"], shape.width, sparse.experts, method["options"])
-        experts = ResidualExperts(sparse.experts, shape.width, sparse.inner, sparse.sublayers, identity=sparse.identity)
-        encoder.sparse = MoELayer(router, experts, name=f"sparse layer after block {shape.layers // 2}")
+    if sparse is None:
+        return encoder
+
+    def stacks(count: int) -> ResidualExperts:
+        return ResidualExperts(count, shape.width, sparse.inner, sparse.sublayers, identity=sparse.identity)
+
+    name = f"sparse layer after block {shape.layers // 2}"
+    if method["layer"] == "moe":
+        router = build_router(method["router"], shape.width, sparse.experts, method["options"], vocabulary)
+        encoder.sparse = MoELayer(router, stacks(sparse.experts), name, stacks(sparse.shared) if sparse.shared else None)
+    else:
+        encoder.sparse = build_layer(method["layer"], shape.width, stacks(sparse.experts), method["options"], name)
     return encoder
 
 

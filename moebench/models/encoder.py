@@ -6,34 +6,16 @@ B sequences, S positions, D width, H heads, F inner width, V vocabulary.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from moebench import config
-from moebench.moe.layer import Aux, MoELayer
-
-EXPLICIT_ATTENTION_LIMIT = 256
-"""On a CPU the explicit product is faster than the fused kernel up to about this many positions."""
-
-
-def attend(query_BHSd: Tensor, key_BHSd: Tensor, value_BHSd: Tensor, bias: Tensor) -> Tensor:
-    """Scaled dot-product attention.
-
-    Args:
-        query_BHSd: queries; keys and values have the same shape.
-        key_BHSd: keys.
-        value_BHSd: values.
-        bias: added to the scores, broadcast to (B, H, S, S); ``-inf`` hides a position.
-
-    Returns:
-        (B, H, S, d) weighted values.
-    """
-    if query_BHSd.device.type == "cpu" and query_BHSd.shape[2] <= EXPLICIT_ATTENTION_LIMIT:
-        scores_BHSS = query_BHSd @ key_BHSd.transpose(-1, -2) / math.sqrt(query_BHSd.shape[-1]) + bias
-        return scores_BHSS.softmax(dim=-1).to(value_BHSd.dtype) @ value_BHSd
-    return functional.scaled_dot_product_attention(query_BHSd, key_BHSd, value_BHSd, attn_mask=bias.to(query_BHSd.dtype))
+from moebench.models.attention import attend, attention_probs
+from moebench.moe.layer import Aux, SparseLayer
 
 
 class RelativeBias(nn.Module):
@@ -68,9 +50,17 @@ class Block(nn.Module):
 
     def attention(self, x_BSD: Tensor, bias: Tensor) -> Tensor:
         """Multi-head self-attention without its residual."""
+        query, key, value = self._projections(x_BSD)
+        return self.dropout(self.out(attend(query, key, value, bias).transpose(1, 2).reshape(x_BSD.shape)))
+
+    def attention_of(self, x_BSD: Tensor, bias: Tensor) -> Tensor:
+        """Return the (B, H, S, S) attention probabilities of this block for the same input, without dropout."""
+        query, key, _ = self._projections(self.attention_norm(x_BSD) if self.pre else x_BSD)
+        return attention_probs(query, key, bias)
+
+    def _projections(self, x_BSD: Tensor) -> Tensor:
         B, S, D = x_BSD.shape
-        query, key, value = self.qkv(x_BSD).view(B, S, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
-        return self.dropout(self.out(attend(query, key, value, bias).transpose(1, 2).reshape(B, S, D)))
+        return self.qkv(x_BSD).view(B, S, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
 
     def feed_forward(self, x_BSD: Tensor) -> Tensor:
         """The feed-forward layer without its residual."""
@@ -92,7 +82,7 @@ class Encoder(nn.Module):
     h' = h + layer(h): the blocks around it are those of the dense encoder.
     """
 
-    def __init__(self, shape: config.Encoder, vocabulary: int, sparse: MoELayer | None = None):
+    def __init__(self, shape: config.Encoder, vocabulary: int, sparse: SparseLayer | None = None):
         super().__init__()
         self.shape = shape
         self.embedding = nn.Embedding(vocabulary, shape.width)
@@ -134,9 +124,10 @@ class Encoder(nn.Module):
         if self.bias is not None:
             bias = bias + self.bias(S)
         aux = None
-        for index, block in enumerate(self.blocks, start=1):
-            x_BSD = block(x_BSD, bias)
+        for index, block in enumerate(cast("Iterable[Block]", self.blocks), start=1):
+            before_BSD, x_BSD = x_BSD, block(x_BSD, bias)
             if self.sparse is not None and index == len(self.blocks) // 2:
-                change_BSD, aux = self.sparse(x_BSD, mask_BS, ids_BS)
+                probs_BHSS = block.attention_of(before_BSD, bias) if self.sparse.needs_attention else None
+                change_BSD, aux = self.sparse(x_BSD, mask_BS, ids_BS, probs_BHSS)
                 x_BSD = x_BSD + change_BSD
         return (self.norm(x_BSD) if self.blocks[0].pre else x_BSD), aux

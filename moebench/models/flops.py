@@ -1,7 +1,7 @@
 """Parameters and floating-point operations of an encoder, counted analytically.
 
 torch's counter sees neither grouped products nor the fused CPU attention, so the formula stands here; a test checks it against the
-counter on the dense path. D width, S positions, E experts.
+counter on the dense path. D width, S positions, F inner width, E experts.
 """
 
 from __future__ import annotations
@@ -10,24 +10,38 @@ from moebench import config
 from moebench.models.encoder import Encoder
 
 
-def flops_per_token(shape: config.Encoder, sparse: config.Sparse | None, router_parameters: int, positions: int) -> int:
-    """Forward multiply-add operations per token, an addition and a multiplication counted as two.
+def trunk_flops(shape: config.Encoder, positions: int) -> int:
+    """Forward operations per token of the dense blocks, an addition and a multiplication counted as two.
 
     Args:
-        shape: the trunk: per block 8 D^2 for the four projections, 4 D S for attention, 4 D F for the feed-forward layer.
-        sparse: the inserted layer with one expert a token, or none.
-        router_parameters: 2 operations per parameter of the router's matrices.
+        shape: per block 8 D² for the four projections, 4 D S for attention, 4 D F for the feed-forward layer.
         positions: S, the sequence length that attention is counted at.
     """
-    block = 8 * shape.width**2 + 4 * shape.width * positions + 4 * shape.width * shape.inner
-    total = shape.layers * block
-    if sparse is not None:
-        total += sparse.sublayers * 4 * shape.width * sparse.inner + 2 * router_parameters
+    return shape.layers * (8 * shape.width**2 + 4 * shape.width * positions + 4 * shape.width * shape.inner)
+
+
+def row_flops(shape: config.Encoder, sparse: config.Sparse) -> int:
+    """Forward operations of one expert on one row: 4 D F a sub-layer."""
+    return sparse.sublayers * 4 * shape.width * sparse.inner
+
+
+def flops_per_token(encoder: Encoder, sparse: config.Sparse | None, positions: int, rows: float = 1.0) -> float:
+    """Forward operations per token of the whole encoder.
+
+    Args:
+        encoder: the encoder.
+        sparse: shape of its inserted layer, or none.
+        positions: S, tokens of a sequence.
+        rows: rows of routed experts a token, as measured; 1 for a top-1 router that drops nothing.
+    """
+    total: float = trunk_flops(encoder.shape, positions)
+    if sparse is not None and encoder.sparse is not None:
+        total += (rows + sparse.shared) * row_flops(encoder.shape, sparse) + encoder.sparse.overhead(positions, 1) / positions
     return total
 
 
 def parameter_counts(encoder: Encoder) -> tuple[int, int]:
-    """Return all parameters, and those that one token's forward pass uses when it goes to one expert.
+    """Return all parameters, and those that one token's forward pass uses when it goes to one routed expert.
 
     The embedding counts wholly in both.
     """
@@ -35,12 +49,10 @@ def parameter_counts(encoder: Encoder) -> tuple[int, int]:
     if encoder.sparse is None:
         return total, total
     experts = sum(parameter.numel() for parameter in encoder.sparse.experts.parameters())
-    count = next(encoder.sparse.experts.parameters()).shape[0]
-    return total, total - experts + experts // count
+    return total, total - experts + experts // next(encoder.sparse.experts.parameters()).shape[0]
 
 
-def costs_of(encoder: Encoder, sparse: config.Sparse | None, positions: int) -> dict[str, int]:
-    """Return ``parameters``, ``active_parameters`` and ``flops_per_token`` (forward, at ``positions``) of an encoder without its head."""
+def costs_of(encoder: Encoder, sparse: config.Sparse | None, positions: int, rows: float = 1.0) -> dict[str, int]:
+    """Return ``parameters``, ``active_parameters`` and ``flops_per_token`` of an encoder without its head; arguments as above."""
     total, active = parameter_counts(encoder)
-    router = 0 if encoder.sparse is None else sum(value.numel() for value in encoder.sparse.router.parameters() if value.ndim == 2)
-    return {"parameters": total, "active_parameters": active, "flops_per_token": flops_per_token(encoder.shape, sparse, router, positions)}
+    return {"parameters": total, "active_parameters": active, "flops_per_token": round(flops_per_token(encoder, sparse, positions, rows))}

@@ -1,11 +1,12 @@
-"""Sparse mixture of experts: hands the names on. Router files are imported by name only, see `build_router`."""
+"""Sparse mixture of experts: hands the names on. Router and layer files are imported by name only, see `build_router`."""
 
+from moebench.moe.capacity import queue_position
 from moebench.moe.contract import Router, RouterInputs, Routing
 from moebench.moe.dispatch import dispatch
 from moebench.moe.experts import ResidualExperts
-from moebench.moe.layer import Aux, MoELayer
-from moebench.moe.losses import load_balance
-from moebench.moe.registry import build_router, router_names
+from moebench.moe.layer import Aux, MoELayer, SparseLayer
+from moebench.moe.losses import load_balance, router_z, squared_variation
+from moebench.moe.registry import build_layer, build_router, layer_names, router_names
 
 __all__ = [
     "Aux",
@@ -14,8 +15,14 @@ __all__ = [
     "Router",
     "RouterInputs",
     "Routing",
+    "SparseLayer",
+    "build_layer",
     "build_router",
     "dispatch",
+    "layer_names",
     "load_balance",
+    "queue_position",
     "router_names",
+    "router_z",
+    "squared_variation",
 ]

@@ -1,17 +1,39 @@
-"""Experts that are stacks of residual feed-forward sub-layers.
+"""Experts: residual stacks, feed-forward networks, gated feed-forward networks; E of a kind are one module.
 
 A rows (one per assignment), D model width, E experts, L sub-layers, F inner width.
+
+All parameters have a leading E axis. A module is called with rows sorted by expert and the number of rows of each expert; it takes the
+number of experts from its parameters, so that `torch.func.functional_call` may give it parameters of another number of experts than
+``count``. An expert without rows gets zero gradients, never none: an optimiser with momentum or weight decay still moves it. There is no
+dropout. ``backend`` is that of `grouped_linear`; only benchmarks and tests set it.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moebench.moe.grouped import grouped_layer_norm, grouped_linear
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
+
+
+def _weights(*shape: int, std: float = 0.02) -> nn.Parameter:
+    return nn.Parameter(torch.empty(shape).normal_(std=std))
+
+
+def _activation(name: str) -> str:
+    if name not in ACTIVATIONS:
+        raise ValueError(f"activation {name!r}: should be one of {', '.join(ACTIVATIONS)}")
+    return name
+
 
 class ResidualExperts(nn.Module):
-    """E stacks of L sub-layers x + fc2(GELU(fc1(LayerNorm(x)))); an expert's output is the change that its stack makes, stack(x) − x.
+    """E stacks of L sub-layers x + fc2(act(fc1(LayerNorm(x)))); an expert's output is the change that its stack makes, stack(x) − x.
 
     With the router's weight g the layer's result is x + g · change(x), equation 2 of X-MoE (arXiv 2204.09179). The code of MoEc
     writes the same as g · stack(x) + (1 − g) · x.
@@ -19,8 +41,7 @@ class ResidualExperts(nn.Module):
     The norm stands before each sub-layer, whatever the trunk does. The paper does not say where it stands and MoEc puts it after the
     residual sum; only before it can an expert start as the identity.
 
-    Weights start as N(0, 0.02²), biases at 0, norms at 1 and 0. There is no dropout. All parameters have a leading E axis. An expert
-    without rows gets zero gradients, never none: an optimiser with momentum or weight decay still moves it.
+    Weights start as N(0, 0.02²), biases at 0, norms at 1 and 0.
 
     Args:
         experts: E.
@@ -28,15 +49,24 @@ class ResidualExperts(nn.Module):
         inner: F.
         sublayers: L; 3 in the paper.
         identity: start with fc2 at 0, so that every change is exactly 0.
+        activation: act.
+
+    Raises:
+        ValueError: there is no such activation.
     """
 
-    def __init__(self, experts: int, d_model: int, inner: int, sublayers: int, identity: bool = False):
+    def __init__(
+        self, experts: int, d_model: int, inner: int, sublayers: int, identity: bool = False, activation: Literal["gelu", "relu"] = "gelu"
+    ):
         super().__init__()
+        self.count = experts
+        self.activation = _activation(activation)
+        self.backend: str | None = None
         self.norm_weight = nn.Parameter(torch.ones(experts, sublayers, d_model))
         self.norm_bias = nn.Parameter(torch.zeros(experts, sublayers, d_model))
-        self.fc1_weight = nn.Parameter(torch.empty(experts, sublayers, inner, d_model).normal_(std=0.02))
+        self.fc1_weight = _weights(experts, sublayers, inner, d_model)
         self.fc1_bias = nn.Parameter(torch.zeros(experts, sublayers, inner))
-        self.fc2_weight = nn.Parameter(torch.empty(experts, sublayers, d_model, inner).normal_(std=0.0 if identity else 0.02))
+        self.fc2_weight = _weights(experts, sublayers, d_model, inner, std=0.0 if identity else 0.02)
         self.fc2_bias = nn.Parameter(torch.zeros(experts, sublayers, d_model))
 
     def forward(self, rows_AD: Tensor, counts_E: Tensor) -> Tensor:
@@ -50,15 +80,80 @@ class ResidualExperts(nn.Module):
             (A, D) changes.
 
         Raises:
-            ValueError: ``counts_E`` is for another number of experts.
+            ValueError: ``counts_E`` is for another number of experts or of rows.
         """
         stacked = (self.norm_weight, self.norm_bias, self.fc1_weight, self.fc1_bias, self.fc2_weight, self.fc2_bias)
-        # unbind, not [e]: the backward pass of indexing fills a gradient of all experts for each expert
-        experts = zip(*(parameter.unbind() for parameter in stacked), strict=True)
-        changes = []
-        for x, expert in zip(rows_AD.split(counts_E.tolist()), experts, strict=True):
-            y = x
-            for scale, shift, w1, b1, w2, b2 in zip(*(parameter.unbind() for parameter in expert), strict=True):
-                y = y + F.linear(F.gelu(F.linear(F.layer_norm(y, y.shape[1:], scale, shift), w1, b1)), w2, b2)
-            changes.append(y - x)
-        return torch.cat(changes)
+        y = rows_AD
+        for scale, shift, w1, b1, w2, b2 in zip(*(parameter.unbind(1) for parameter in stacked), strict=True):
+            inner_AF = grouped_linear(grouped_layer_norm(y, scale, shift, counts_E), w1, counts_E, b1, self.backend)
+            y = y + grouped_linear(ACTIVATIONS[self.activation](inner_AF), w2, counts_E, b2, self.backend)
+        return y - rows_AD
+
+
+class FeedForwardExperts(nn.Module):
+    """E networks fc2(act(fc1(x))), with LN before fc2 where ``subln`` (Magneto, arXiv 2210.06423).
+
+    Weights start as N(0, 0.02²), biases at 0, norms at 1 and 0.
+
+    Args:
+        experts: E.
+        d_model: D.
+        inner: F.
+        activation: act.
+        bias: fc1 and fc2 have biases.
+        subln: fc2(LN(act(fc1(x)))).
+
+    Raises:
+        ValueError: there is no such activation.
+    """
+
+    def __init__(
+        self,
+        experts: int,
+        d_model: int,
+        inner: int,
+        activation: Literal["gelu", "relu"] = "gelu",
+        bias: bool = True,
+        subln: bool = False,
+    ):
+        super().__init__()
+        self.count = experts
+        self.activation = _activation(activation)
+        self.backend: str | None = None
+        self.fc1_weight = _weights(experts, inner, d_model)
+        self.fc1_bias = nn.Parameter(torch.zeros(experts, inner)) if bias else None
+        self.norm_weight = nn.Parameter(torch.ones(experts, inner)) if subln else None
+        self.norm_bias = nn.Parameter(torch.zeros(experts, inner)) if subln else None
+        self.fc2_weight = _weights(experts, d_model, inner)
+        self.fc2_bias = nn.Parameter(torch.zeros(experts, d_model)) if bias else None
+
+    def forward(self, rows_AD: Tensor, counts_E: Tensor) -> Tensor:
+        """Run each expert on its rows: (A, D). See `ResidualExperts.forward`."""
+        inner_AF = ACTIVATIONS[self.activation](grouped_linear(rows_AD, self.fc1_weight, counts_E, self.fc1_bias, self.backend))
+        if self.norm_weight is not None and self.norm_bias is not None:
+            inner_AF = grouped_layer_norm(inner_AF, self.norm_weight, self.norm_bias, counts_E)
+        return grouped_linear(inner_AF, self.fc2_weight, counts_E, self.fc2_bias, self.backend)
+
+
+class SwiGLUExperts(nn.Module):
+    """E networks down(silu(gate(x)) · up(x)) without biases (arXiv 2002.05202). Weights start as N(0, 0.02²).
+
+    Args:
+        experts: E.
+        d_model: D.
+        inner: F.
+    """
+
+    def __init__(self, experts: int, d_model: int, inner: int):
+        super().__init__()
+        self.count = experts
+        self.backend: str | None = None
+        self.gate_weight = _weights(experts, inner, d_model)
+        self.up_weight = _weights(experts, inner, d_model)
+        self.down_weight = _weights(experts, d_model, inner)
+
+    def forward(self, rows_AD: Tensor, counts_E: Tensor) -> Tensor:
+        """Run each expert on its rows: (A, D). See `ResidualExperts.forward`."""
+        gate_AF = grouped_linear(rows_AD, self.gate_weight, counts_E, backend=self.backend)
+        up_AF = grouped_linear(rows_AD, self.up_weight, counts_E, backend=self.backend)
+        return grouped_linear(F.silu(gate_AF) * up_AF, self.down_weight, counts_E, backend=self.backend)

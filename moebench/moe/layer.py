@@ -1,12 +1,13 @@
-"""The sparse layer: router, experts and dispatch around padding.
+"""The call that all sparse layers share, and the layer of router, experts and dispatch.
 
-B sequences, S positions, T real tokens, D model width, E experts.
+B sequences, S positions, T real tokens, D model width, E experts, H heads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,33 +21,44 @@ class Aux:
     """What a sparse layer reports beside its output."""
 
     losses: Mapping[str, Tensor]
-    """Name → unscaled scalar, of the router."""
+    """Name → unscaled scalar."""
     load: Tensor
-    """(E,) number of assignments of each expert, int64."""
-    routing: Routing
-    """The whole decision; its tokens are numbered along ``x[mask]``."""
+    """(E,) number of rows of each expert."""
+    probs: Tensor
+    """(T, E) distribution of each token over the experts, detached."""
+    dropped: int = 0
+    """Assignments that a capacity refused."""
+    routing: Routing | None = None
+    """The whole decision where there are assignments; its tokens are numbered along ``x[mask]``."""
 
 
-class MoELayer(nn.Module):
-    """Router + experts + dispatch. Returns the experts' part alone: the caller adds the residual, h' = h + y.
+class SparseLayer(nn.Module):
+    """Base of the layers: takes padding away before the layer and puts zero rows there after it.
 
-    Padding is removed before routing, so it reaches no score, loss or count. The router runs outside autocast, on fp32 tokens (fp64
-    tokens stay fp64).
-
-    Args:
-        router: decides who sees what.
-        experts: maps (A, D) rows sorted by expert and (E,) counts to (A, D) outputs.
-        name: what errors call this layer.
+    A layer without a router is one file ``layers/<name>.py`` with one class that names ``SparseLayer`` as its base, built as
+    ``Class(d_model, experts, name, **options)`` with a module of experts, whose ``count`` is E. Options and losses are read from its
+    source like a router's. A layer returns the experts' part alone: the caller adds the residual, h' = h + y.
     """
 
-    def __init__(self, router: Router, experts: nn.Module, name: str = "moe"):
+    losses: ClassVar[tuple[str, ...]] = ()
+    """Names of the losses that the layer reports."""
+    causal: ClassVar[bool] = True
+    """Whether, in evaluation, a token's output depends on no later token."""
+
+    experts: nn.Module
+    needs_attention = False
+    """Whether the layer has to be given attention probabilities."""
+
+    def __init__(self, name: str):
         super().__init__()
-        self.router = router
-        self.experts = experts
         self.name = name
 
     def forward(
-        self, x_BSD: Tensor, mask_BS: Tensor | None = None, token_ids_BS: Tensor | None = None, *, step: int = 0
+        self,
+        x_BSD: Tensor,
+        mask_BS: Tensor | None = None,
+        token_ids_BS: Tensor | None = None,
+        attention_BHSS: Tensor | None = None,
     ) -> tuple[Tensor, Aux]:
         """Run the layer.
 
@@ -54,33 +66,89 @@ class MoELayer(nn.Module):
             x_BSD: (B, S, D) hidden states.
             mask_BS: (B, S), true at real tokens; none: all are real.
             token_ids_BS: (B, S) vocabulary ids, for routers that look at them.
-            step: optimiser steps taken so far, for routers that look at it.
+            attention_BHSS: (B, H, S, S) attention probabilities of the block before, for routers that look at them.
 
         Returns:
             (B, S, D) change to add to ``x_BSD``, zero at padding, in its type; and what the layer reports.
 
         Raises:
-            FloatingPointError: a score or weight of the router is not finite; the message names the layer.
+            FloatingPointError: a score or weight is not finite; the message names the layer.
         """
         real_BS = torch.ones(x_BSD.shape[:2], dtype=torch.bool, device=x_BSD.device) if mask_BS is None else mask_BS.bool()
         tokens_TD = x_BSD[real_BS]
-        with torch.autocast(x_BSD.device.type, enabled=False):
-            routing = self.router(
-                RouterInputs(
-                    tokens=tokens_TD.to(torch.promote_types(tokens_TD.dtype, torch.float32)),
-                    token_ids=None if token_ids_BS is None else token_ids_BS[real_BS],
-                    sequence_ids=real_BS.nonzero()[:, 0],
-                    step=step,
-                )
-            )
-        for what, value in (("scores", routing.scores), ("weights", routing.weight)):
+        sequence_T, position_T = real_BS.nonzero(as_tuple=True)
+        inputs = RouterInputs(
+            tokens=tokens_TD.to(torch.promote_types(tokens_TD.dtype, torch.float32)),
+            token_ids=None if token_ids_BS is None else token_ids_BS[real_BS],
+            sequence_ids=sequence_T,
+            positions=position_T,
+            attention=None if attention_BHSS is None else attention_BHSS.transpose(1, 2)[real_BS],
+        )
+        change_TD, aux = self.change(tokens_TD, inputs)
+        y_BSD = torch.zeros_like(x_BSD)
+        y_BSD[real_BS] = change_TD.to(x_BSD.dtype)
+        return y_BSD, aux
+
+    def change(self, tokens_TD: Tensor, inputs: RouterInputs) -> tuple[Tensor, Aux]:
+        """Compute the (T, D) change of the real tokens.
+
+        Args:
+            tokens_TD: (T, D) in the caller's type, for the experts.
+            inputs: the same tokens in fp32 at least, and what is known about them.
+        """
+        raise NotImplementedError
+
+    def check_finite(self, **values: Tensor) -> None:
+        """Raise FloatingPointError with the layer's name if a value is not finite."""
+        for what, value in values.items():
             if not value.isfinite().all():
                 bad = int((~value.isfinite()).sum())
                 raise FloatingPointError(f"{self.name}: {bad} of {value.numel()} {what} of the router are not finite")
-        y_BSD = torch.zeros_like(x_BSD)
-        y_BSD[real_BS] = dispatch(tokens_TD, routing, self.experts)
-        return y_BSD, Aux(routing.losses, routing.load, routing)
+
+    def overhead(self, tokens: int, sequences: int) -> int:
+        """Floating-point operations of a forward pass beside those of the experts' rows; 0 here."""
+        return 0
 
     def after_optimizer_step(self) -> None:
-        """Call the router's hook."""
-        self.router.after_optimizer_step()
+        """Called after every optimiser step. Does nothing here."""
+
+
+class MoELayer(SparseLayer):
+    """Router + experts + dispatch. The router runs outside autocast, on fp32 tokens (fp64 tokens stay fp64).
+
+    Args:
+        router: decides who sees what.
+        experts: maps (A, D) rows sorted by expert and (E,) counts to (A, D) outputs.
+        name: what errors call this layer.
+        shared: experts that see every token with weight 1 beside the routed ones (DeepSeekMoE, arXiv 2401.06066, eq. 9); none: there are
+            no such experts. Built like ``experts``.
+    """
+
+    def __init__(self, router: Router, experts: nn.Module, name: str = "moe", shared: nn.Module | None = None):
+        super().__init__(name)
+        self.router = router
+        self.experts = experts
+        self.shared = shared
+        self.needs_attention = router.needs_attention
+
+    def change(self, tokens_TD: Tensor, inputs: RouterInputs) -> tuple[Tensor, Aux]:
+        """Route, dispatch, add what the shared experts say."""
+        with torch.autocast(tokens_TD.device.type, enabled=False):
+            routing = self.router(inputs)
+        self.check_finite(scores=routing.scores, weights=routing.weight)
+        change_TD = dispatch(tokens_TD, routing, self.experts)
+        if self.shared is not None:
+            count = next(self.shared.parameters()).shape[0]
+            rows = self.shared(tokens_TD.repeat(count, 1), torch.full((count,), len(tokens_TD), device=tokens_TD.device))
+            change_TD = change_TD + rows.view(count, *tokens_TD.shape).sum(0)
+        probs_TE = routing.scores.softmax(-1) if routing.probs is None else routing.probs
+        return change_TD, Aux(routing.losses, routing.load, probs_TE, routing.dropped, routing)
+
+    def overhead(self, tokens: int, sequences: int) -> int:
+        """Operations of the router."""
+        return tokens * self.router.flops_per_token
+
+    def after_optimizer_step(self) -> None:
+        """Call the router's hook, unless router and experts are frozen."""
+        if any(parameter.requires_grad for parameter in self.parameters()):
+            self.router.after_optimizer_step()

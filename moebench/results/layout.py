@@ -26,9 +26,10 @@ Rows = dict[tuple[str, str, str], dict[str, Any]]
 
 
 def title(number: str, what: str, expected: Expected) -> str:
-    """Return the title of a table, which always names the profile and the data."""
+    """Return the title of a table, with its number in the paper if it has one; it always names the profile and the data."""
     data = f"data `{expected.data}`" if expected.data else "nothing measured yet"
-    return f"{expected.published.paper}, Table {number}: {what} (profile `{expected.profile}`, {data})"
+    numbered = f", Table {number}" if number else ""
+    return f"{expected.published.paper}{numbered}: {what} (profile `{expected.profile}`, {data})"
 
 
 def table1_blocks(table: pd.DataFrame, expected: Expected) -> list[Block]:
@@ -50,7 +51,7 @@ def table1_blocks(table: pd.DataFrame, expected: Expected) -> list[Block]:
     blocks.append(_shallow(table, rows, expected, constructed))
     if expected.floors:
         cells = _cells(rows, expected, "floor", expected.floors, [*expected.tasks, AVERAGE])
-        header = ("method", *map(_column, expected.tasks), "average")
+        header = ("method", *map(task_column, expected.tasks), "average")
         blocks.append(Block("Floor: fine-tuned from random weights", (), header, cells))
     blocks.append(_published(expected, "1", constructed))
     if expected.notes:
@@ -62,12 +63,12 @@ def table2_blocks(table: pd.DataFrame, expected: Expected) -> list[Block]:
     """Lay out `moebench.results.tables.table2_perplexity`."""
     text = [
         "Perplexity of masked pieces on held-out text: geometric mean over languages, each with equal weight; mean over seeds ± sample"
-        f" standard deviation (number of seeds). {_difference_meaning(expected)}"
+        f" standard deviation (number of seeds). {difference_meaning(expected)}"
     ]
     if not expected.pretraining:
         empty = f"**No pre-training happens in profile `{expected.profile}`: models start from published weights, and the table is empty.**"
         text.insert(0, empty)
-    rows = tuple((row["label"], _value(row, 2), _difference(row, 2)) for row in rows_of(table))
+    rows = tuple((row["label"], measured_cell(row, 2), difference_cell(row, 2)) for row in rows_of(table))
     block = Block("", tuple(text), ("method", "perplexity", f"difference to {expected.methods[expected.baseline].label}"), rows)
     return [block, _published(expected, "2", False), *_holes(table)]
 
@@ -78,11 +79,12 @@ def _meaning(expected: Expected, constructed: bool) -> str:
         f"Fine-tuned on the training language{pivot} only, tested on all {'constructed' if constructed else 'benchmark'} languages. A cell"
         " is the mean over languages and seeds in percent ± sample standard deviation over seeds (number of seeds). Question answering"
         " shows F1/EM; its ±, its differences and its share of the average are those of (F1 + EM) / 2."
-        f" {_difference_meaning(expected)}"
+        f" {difference_meaning(expected)}"
     )
 
 
-def _difference_meaning(expected: Expected) -> str:
+def difference_meaning(expected: Expected) -> str:
+    """Say what a difference, its interval and its p-value are."""
     return (
         f"Differences are to {expected.methods[expected.baseline].label}, paired by seed, with a 95 % t interval and a p-value adjusted for"
         f" the methods of the column (Holm); below {LEAST_SEEDS} shared seeds, or where the difference does not vary over seeds, none is"
@@ -90,7 +92,8 @@ def _difference_meaning(expected: Expected) -> str:
     )
 
 
-def _column(name: str) -> str:
+def task_column(name: str) -> str:
+    """Return the heading of a task; a constructed one says what it is shaped like."""
     if name == AVERAGE:
         return AVERAGE
     task = catalogue.task(name)
@@ -102,19 +105,19 @@ def _group(rows: Rows, expected: Expected, heading: str, columns: list[str], tex
     said = (text,) if text else ()
     if not columns:
         return [Block(heading, said)]
-    header = ("method", *map(_column, columns))
+    header = ("method", *map(task_column, columns))
     blocks = [Block(heading, said, header, _cells(rows, expected, "compared", expected.compared, columns))]
     others = [name for name in expected.compared if name != expected.baseline]
     if others:
         lines = tuple(
-            (expected.methods[name].label, *(_difference(rows["compared", task, name], 1) for task in columns)) for name in others
+            (expected.methods[name].label, *(difference_cell(rows["compared", task, name], 1) for task in columns)) for name in others
         )
         blocks.append(Block(f"{heading}: difference to {expected.methods[expected.baseline].label}", (), header, lines))
     return blocks
 
 
 def _cells(rows: Rows, expected: Expected, section: str, names: Iterable[str], tasks: Iterable[str]) -> tuple[tuple[str, ...], ...]:
-    return tuple((expected.methods[name].label, *(_value(rows[section, task, name], 1) for task in tasks)) for name in names)
+    return tuple((expected.methods[name].label, *(measured_cell(rows[section, task, name], 1) for task in tasks)) for name in names)
 
 
 def _shallow(table: pd.DataFrame, rows: Rows, expected: Expected, constructed: bool) -> Block:
@@ -131,8 +134,10 @@ def _shallow(table: pd.DataFrame, rows: Rows, expected: Expected, constructed: b
         fact = rows["compared", name, expected.baseline]
         model = rows["compared", name, expected.dense] if expected.dense else None
         baselines = rows_of(table[(table["section"] == "shallow") & (table["task"] == name)])
-        said = ", ".join(f"{row['label']} {_number(row['zero_shot'], 1)}" for row in baselines if row["zero_shot"] is not None)
-        lines.append((_column(name), said or EMPTY, _spread(model, "zero_shot", "zero_shot_sd", 1) if model else EMPTY, fact["clears_bar"]))
+        said = ", ".join(f"{row['label']} {number(row['zero_shot'], 1)}" for row in baselines if row["zero_shot"] is not None)
+        lines.append(
+            (task_column(name), said or EMPTY, _spread(model, "zero_shot", "zero_shot_sd", 1) if model else EMPTY, fact["clears_bar"])
+        )
     return Block("Shallow baselines", (rule,), ("task", "shallow baselines", dense, "counts" if constructed else "beaten"), tuple(lines))
 
 
@@ -161,28 +166,30 @@ def _holes(table: pd.DataFrame) -> list[Block]:
     return [Block("Empty or incomplete cells", (), (), (), tuple(items))] if items else []
 
 
-def _number(value: float, decimals: int, sign: str = "") -> str:
+def number(value: float, decimals: int, sign: str = "") -> str:
     """Format a number; what rounds to zero has no sign."""
     return f"{round(value, decimals) + 0.0:{sign}.{decimals}f}" if round(value, decimals) else f"{0:.{decimals}f}"
 
 
-def _value(row: dict[str, Any], decimals: int) -> str:
+def measured_cell(row: dict[str, Any], decimals: int) -> str:
+    """Format a mean over seeds, its deviation and the number of seeds."""
     if row["value"] is None:
         return EMPTY
-    shown = f"{_number(row['f1'], 1)}/{_number(row['em'], 1)}" if row.get("em") is not None else _number(row["value"], decimals)
-    spread = "" if row["sd"] is None else f" ± {_number(row['sd'], decimals)}"
+    shown = f"{number(row['f1'], 1)}/{number(row['em'], 1)}" if row.get("em") is not None else number(row["value"], decimals)
+    spread = "" if row["sd"] is None else f" ± {number(row['sd'], decimals)}"
     return f"{shown}{spread} ({row['n_seeds']})"
 
 
 def _spread(row: dict[str, Any], value: str, sd: str, decimals: int) -> str:
     if row[value] is None:
         return EMPTY
-    return _number(row[value], decimals) + (f" ± {_number(row[sd], decimals)}" if row[sd] is not None else "")
+    return number(row[value], decimals) + (f" ± {number(row[sd], decimals)}" if row[sd] is not None else "")
 
 
-def _difference(row: dict[str, Any], decimals: int) -> str:
+def difference_cell(row: dict[str, Any], decimals: int) -> str:
+    """Format a difference with its interval and adjusted p-value."""
     if row["difference"] is None:
         return EMPTY
     p = "p < 0.001" if row["p_holm"] < 0.001 else f"p {row['p_holm']:.3f}"
-    middle, low, high = (_number(row[column], decimals, "+") for column in ("difference", "ci_low", "ci_high"))
+    middle, low, high = (number(row[column], decimals, "+") for column in ("difference", "ci_low", "ci_high"))
     return f"{middle} [{low}, {high}] {p}"

@@ -260,9 +260,13 @@ def _summary(scores: Scores) -> dict[str, Any]:
     }
 
 
-def _differences(expected: Expected, values: Mapping[str, Mapping[int, float]]) -> dict[str, tuple[dict[str, Any], str]]:
-    """Compare every competing method with the baseline; Holm's family is the methods of this column. Method → (columns, note)."""
-    found = {name: paired_difference(values[name], values[expected.baseline]) for name in expected.compared if name != expected.baseline}
+def differences(expected: Expected, values: Mapping[str, Mapping[int, float]]) -> dict[str, tuple[dict[str, Any], str]]:
+    """Compare competing methods with the baseline; Holm's family is the methods in ``values``. Method → (columns, note)."""
+    found = {
+        name: paired_difference(values[name], values[expected.baseline])
+        for name in expected.compared
+        if name != expected.baseline and name in values
+    }
     tested = {name: difference for name, difference in found.items() if difference is not None}
     adjusted = dict(zip(tested, holm([difference.p for difference in tested.values()]), strict=True))
     return {
@@ -288,11 +292,11 @@ def _unclaimed(expected: Expected, values: Mapping[str, Mapping[int, float]], na
 
 def _method_rows(expected: Expected, scores: Mapping[str, Scores], column: str) -> list[dict[str, Any]]:
     """Rows of the methods for one task or for the average; ``column`` is that of the published Table 1, empty for none."""
-    differences = _differences(expected, {name: scores[name].value for name in expected.compared})
+    compared = differences(expected, {name: scores[name].value for name in expected.compared})
     rows = []
     for section, names in (("compared", expected.compared), ("floor", expected.floors)):
         for name in names:
-            columns, note = differences.get(name, ({}, ""))
+            columns, note = compared.get(name, ({}, ""))
             row = {"section": section, "method": name, "label": expected.methods[name].label} | _summary(scores[name]) | columns
             rows.append(row | _published(expected, "1", name, column) | {"note": note})
     return rows
@@ -313,6 +317,28 @@ def _holes(expected: Expected, scores: Scores, task: Task, method: str) -> str:
     return f"{said}: `{command(expected.paper, 'finetune', expected.profile, method, empty[0], task.train)}`"
 
 
+def _perplexity_cells(records: pd.DataFrame) -> tuple[dict[str, dict[int, dict[str, float]]], list[str]]:
+    """Method → seed → language → perplexity, and all languages."""
+    mine = records[(records["stage"] == "pretrain") & (records["task"] == "mlm") & (records["metric"] == "perplexity")]
+    cells: dict[str, dict[int, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+    for row in rows_of(mine):
+        cells[row["method"]][row["seed"]][row["language"]] = row["value"]
+    return cells, sorted(set(mine["language"]))
+
+
+def perplexities(records: pd.DataFrame, expected: Expected) -> dict[str, dict[int, float]]:
+    """Competing method → seed → geometric mean over languages of the perplexity, where every language has one."""
+    cells, languages = _perplexity_cells(records)
+    return {
+        name: {
+            seed: math.exp(mean([math.log(found[language]) for language in languages]))
+            for seed, found in sorted(cells.get(name, {}).items())
+            if found.keys() == set(languages)
+        }
+        for name in expected.compared
+    }
+
+
 TABLE2_COLUMNS = (
     *("method", "label", "value", "sd", "n_seeds", "languages", "difference", "ci_low", "ci_high", "p", "p_holm"),
     *("published", "published_where", "note"),
@@ -326,23 +352,12 @@ def table2_perplexity(records: pd.DataFrame, expected: Expected) -> pd.DataFrame
     log-likelihood, each language with equal weight); the other columns are as in `table1_xtreme`. A method that starts from another one's
     checkpoints has no value of its own, and without pre-training no method has one: ``note`` says so.
     """
-    mine = records[(records["stage"] == "pretrain") & (records["task"] == "mlm") & (records["metric"] == "perplexity")]
-    languages = sorted(set(mine["language"]))
-    cells: dict[str, dict[int, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
-    for row in rows_of(mine):
-        cells[row["method"]][row["seed"]][row["language"]] = row["value"]
-    values = {
-        name: {
-            seed: math.exp(mean([math.log(found[language]) for language in languages]))
-            for seed, found in sorted(cells.get(name, {}).items())
-            if found.keys() == set(languages)
-        }
-        for name in expected.compared
-    }
-    differences = _differences(expected, values)
+    values = perplexities(records, expected)
+    cells, languages = _perplexity_cells(records)
+    compared = differences(expected, values)
     rows: list[dict[str, Any]] = []
     for name in expected.compared:
-        columns, note = differences.get(name, ({}, ""))
+        columns, note = compared.get(name, ({}, ""))
         empty = [seed for seed in expected.seeds if seed not in values[name]]
         source = expected.methods[name].pretrain_as
         if not expected.pretraining:

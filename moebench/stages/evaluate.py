@@ -11,6 +11,7 @@ from moebench import catalogue, config
 from moebench.errors import MoebenchError
 from moebench.files import read_json, read_jsonl, sha256, write_text
 from moebench.results import records
+from moebench.stages.select import training_sets
 from moebench.tasks import scoring
 
 MEASURE: dict[str, Any] = {"stage": str, "task": str, "language": str, "metric": str, "value": (int, float), "n": int}
@@ -44,10 +45,12 @@ def expected_runs(root: Path, profile: str, paper: str) -> list[Run]:
     """
     setting = config.setting(root, paper, profile)
     methods = {name: config.method(root, paper, name) for name in config.method_names(root, paper, profile)}
-    training_sets = sorted({catalogue.task(name).train for name in config.data(root, profile).tasks})
     own = [name for name, method in methods.items() if not method.pretrain_as]
     return [Run("pretrain", name, seed) for name in own for seed in setting.seeds] + [
-        Run("finetune", name, seed, training_set) for name in methods for training_set in training_sets for seed in setting.seeds
+        Run("finetune", name, seed, training_set)
+        for name in methods
+        for training_set in sorted(training_sets(root, profile, paper, name))
+        for seed in setting.seeds
     ]
 
 

@@ -49,7 +49,8 @@ def finetune(root: Path, profile: str, paper: str, method: str, training_set: st
         load_weights(encoder, start)
         freeze = plan["method"]["freeze_in_finetuning"] and plan["frozen_routing"]
         torch.manual_seed(seed)
-        module = FinetuningModule(encoder, optimisation, plan["method"]["balance"], seed, kind, freeze)
+        losses, consistency = plan["method"]["losses"], plan["method"]["consistency"]
+        module = FinetuningModule(encoder, optimisation, losses, consistency, seed, kind, freeze)
         trainer, progress = make_trainer(folder, optimisation.steps, optimisation.checkpoint_every, plan)
         make = TaskBatches(kind, training, optimisation.batch, tokenizer.pad, seed, trainer.global_rank, trainer.world_size)
         fit(trainer, module, make, folder)
@@ -61,7 +62,9 @@ def finetune(root: Path, profile: str, paper: str, method: str, training_set: st
                     write_jsonl(folder / "predictions" / name / path.name, predicted)
         if trainer.is_global_zero:
             write_json(folder / "measures.json", [])
-            write_json(folder / "costs.json", costs(trainer, progress, costs_of(encoder, sparse, optimisation.max_length)))
+            write_json(
+                folder / "costs.json", costs(trainer, progress, costs_of(encoder, sparse, optimisation.max_length, module.rows_per_token()))
+            )
             close_run(folder)
 
 

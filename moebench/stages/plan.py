@@ -20,8 +20,8 @@ from moebench.stages.select import check, check_selected, start, training_sets
 
 OTHER_SOURCE = {"constructed": ["moebench.data.files"], "files": ["moebench.data.constructed"]}
 """Source → the modules of the other one, which ``prepare`` imports only when asked for it."""
-NOT_PRETRAINING = {"label", "published", "freeze_in_finetuning", "pretrain_as"}
-NOT_FINETUNING = {"label", "published"}
+NOT_PRETRAINING = {"label", "published", "table", "freeze_in_finetuning", "pretrain_as"}
+NOT_FINETUNING = {"label", "published", "table"}
 SCALE = {"precision", "threads", "devices", "nodes", "initialisation"}
 
 
@@ -65,14 +65,14 @@ def shared(root: Path, profile: str) -> dict[str, dict[str, Any]]:
 def of_paper(root: Path, profile: str, paper: str) -> dict[str, dict[str, Any]]:
     """Plan of a paper: one entry a method in pre-training, one a method and training set in fine-tuning, evaluation and tables."""
     setting, tasks = config.setting(root, paper, profile), config.data(root, profile).tasks
-    methods = {name: config.method(root, paper, name) for name in config.method_names(root, paper, profile)}
+    methods = {name: config.method(root, paper, name, profile) for name in config.method_names(root, paper, profile)}
     planned = {}
     for name in sorted({start(root, paper, name) for name in methods}):
-        method = config.method(root, paper, name)
+        method = config.method(root, paper, name, profile)
         what = _model(setting, method, NOT_PRETRAINING) | {"pretrain": setting.pretrain.model_dump(mode="json")}
         planned[f"pretrain/{name}"] = {"config": what, "fingerprint": _code("pretrain", method)}
     for name, method in methods.items():
-        for training_set, names in training_sets(root, profile).items():
+        for training_set, names in training_sets(root, profile, paper, name).items():
             what = _model(setting, method, NOT_FINETUNING) | {
                 "finetune": setting.finetune[training_set].model_dump(mode="json"),
                 "frozen_routing": setting.frozen_routing,
@@ -84,7 +84,9 @@ def of_paper(root: Path, profile: str, paper: str) -> dict[str, dict[str, Any]]:
         "runs": {name: _hash(value) for name, value in planned.items()},  # provenance names them
         "seeds": setting.seeds,
         "pretrain_steps": setting.pretrain.steps,
-        "methods": {name: method.model_dump(mode="json", include={"pretrained", "pretrain_as"}) for name, method in methods.items()},
+        "methods": {
+            name: method.model_dump(mode="json", include={"pretrained", "pretrain_as", "table"}) for name, method in methods.items()
+        },
         "catalogue": _facts(tasks),
     }
     shown = {
@@ -99,17 +101,20 @@ def of_paper(root: Path, profile: str, paper: str) -> dict[str, dict[str, Any]]:
 
 def _model(setting: config.Setting, method: config.Method, without: set[str]) -> dict[str, Any]:
     """What pre-training and fine-tuning of a method have in common."""
+    sparse = config.sparse(setting, method)
     return setting.model_dump(mode="json", include=SCALE) | {
-        "method": method.model_dump(mode="json", exclude=without),
+        "method": method.model_dump(mode="json", exclude=without | {"fine_grained", "shared"}),  # they are in the sparse layer's sizes
         "encoder": setting.encoder.model_dump(mode="json"),
-        "sparse": setting.sparse.model_dump(mode="json") if method.layer != "none" else None,
+        "sparse": None if sparse is None else sparse.model_dump(mode="json"),
     }
 
 
 def _code(stage: str, method: config.Method) -> str:
-    """Fingerprint of a training stage; the router, imported by name at run time, is named here."""
-    routers = [f"moebench.moe.routers.{method.router}"] if method.router else []
-    return fingerprint([f"moebench.stages.{stage}", *routers])
+    """Fingerprint of a training stage; the router or layer, imported by name at run time, is named here."""
+    by_name = [f"moebench.moe.routers.{method.router}"] if method.router else []
+    if method.layer not in ("none", "moe"):
+        by_name = [f"moebench.moe.layers.{method.layer}"]
+    return fingerprint([f"moebench.stages.{stage}", *by_name])
 
 
 def _facts(tasks: Any) -> dict[str, dict[str, Any]]:

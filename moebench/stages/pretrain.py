@@ -14,6 +14,7 @@ from moebench.data.tokenizer import Tokenizer
 from moebench.files import atomic_write, read_json, sha256, write_json
 from moebench.models.build import build_encoder, load_bundled
 from moebench.models.flops import costs_of
+from moebench.moe.layer import MoELayer
 from moebench.stages.guard import guard
 from moebench.training.pretraining import MaskedLMBatches, PretrainingModule, validate
 from moebench.training.trainer import close_run, costs, fit, make_trainer, open_run
@@ -44,7 +45,7 @@ def pretrain(root: Path, profile: str, paper: str, method: str, seed: int) -> No
         )
         if bundled and plan["method"]["pretrained"]:
             load_bundled(encoder, root / "data" / "downloads")
-        module = PretrainingModule(encoder, optimisation, plan["method"]["balance"], seed)
+        module = PretrainingModule(encoder, optimisation, plan["method"]["losses"], plan["method"]["consistency"], seed)
         steps = optimisation.steps if plan["method"]["pretrained"] else 0
         trainer, progress = make_trainer(folder, steps, optimisation.checkpoint_every, plan)
         measures: list[dict[str, Any]] = []
@@ -52,14 +53,17 @@ def pretrain(root: Path, profile: str, paper: str, method: str, seed: int) -> No
         if steps:
             make = MaskedLMBatches(prepared / "corpus", tokenizer, optimisation, seed, trainer.global_rank, trainer.world_size)
             positions = make.rows.rows_NS.shape[1]
+            if isinstance(encoder.sparse, MoELayer):
+                encoder.sparse.router.before_training(torch.from_numpy(make.rows.piece_counts(tokenizer)))
             fit(trainer, module, make, folder)
-            measures = validate(trainer, module, prepared / "corpus", tokenizer, optimisation.mask)
+            measures = validate(trainer, module, sparse, prepared / "corpus", tokenizer, optimisation.mask)
         if trainer.is_global_zero:
             weights = {name.removeprefix("encoder."): value.detach().contiguous() for name, value in module.state_dict().items()}
+            del weights["usage"]
             if not steps:
                 weights = {name: value for name, value in weights.items() if not name.startswith("head.")}
             with atomic_write(folder / "model.safetensors", binary=True) as file:
                 file.write(save(weights))
             write_json(folder / "measures.json", measures)
-            write_json(folder / "costs.json", costs(trainer, progress, costs_of(encoder, sparse, positions)))
+            write_json(folder / "costs.json", costs(trainer, progress, costs_of(encoder, sparse, positions, module.rows_per_token())))
             close_run(folder)

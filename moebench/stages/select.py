@@ -64,15 +64,15 @@ def stages(root: Path, profile: str, paper: str) -> str:
     finetune = {
         f"{profile}-{name}-{training_set}-{seed}": {"method": name, "set": training_set, "seed": seed, "start": f"{starts[name]}-{seed}"}
         for name in names
-        for training_set in sorted(training_sets(root, profile))
+        for training_set in sorted(training_sets(root, profile, paper, name))
         for seed in seeds
     }
     lists = {"profile": profile, "pretrain": pretrain, "finetune": finetune}
     return HEADER + yaml.safe_dump(lists, sort_keys=False, default_flow_style=None, width=140)
 
 
-def training_sets(root: Path, profile: str) -> dict[str, list[str]]:
-    """Return training set → its tasks, in the profile's order.
+def training_sets(root: Path, profile: str, paper: str | None = None, method: str | None = None) -> dict[str, list[str]]:
+    """Return training set → its tasks, in the profile's order: all, or those that a method of a paper is fine-tuned on.
 
     Raises:
         MoebenchError: a task does not exist or does not belong to the profile's source.
@@ -84,6 +84,9 @@ def training_sets(root: Path, profile: str) -> dict[str, list[str]]:
         if task.constructed != (data.source == "constructed"):
             raise MoebenchError(f"{path}: key 'tasks' names {name!r}, which source {data.source!r} does not have")
         sets.setdefault(task.train, []).append(name)
+    if paper is not None and method is not None and config.method(root, paper, method).table == "routers":
+        chosen = config.setting(root, paper, profile).routers.training_sets
+        sets = {name: tasks for name, tasks in sets.items() if name in chosen}
     return sets
 
 
@@ -101,7 +104,7 @@ def check(root: Path, profile: str) -> None:
     for paper in config.papers(root):
         _check_setting(root, profile, paper)
         for name in config.method_names(root, paper, profile):
-            _check_method(root, paper, name)
+            _check_method(root, paper, profile, name)
 
 
 def _check_setting(root: Path, profile: str, paper: str) -> None:
@@ -117,21 +120,37 @@ def _check_setting(root: Path, profile: str, paper: str) -> None:
     for name in setting.finetune:
         if name not in known:
             raise MoebenchError(f"{path}: key 'finetune.{name}'{nearest(name, known)}; training sets are: {', '.join(sorted(known))}")
+    for name in setting.routers.training_sets:
+        if name not in (sets := training_sets(root, profile)):
+            raise MoebenchError(
+                f"{path}: key 'routers.training_sets' names {name!r}{nearest(name, sets)}; training sets are: {', '.join(sorted(sets))}"
+            )
+    for name in setting.options:
+        if name not in names:
+            raise MoebenchError(f"{path}: key 'options.{name}'{nearest(name, names)}; methods are: {', '.join(names)}")
     for name in training_sets(root, profile):
         if name not in setting.finetune:
             raise MoebenchError(f"{path}: key 'finetune.{name}' is missing: the profile has tasks that are trained on it")
 
 
-def _check_method(root: Path, paper: str, name: str) -> None:
-    method, path = config.method(root, paper, name), root / "experiments" / paper / "methods" / f"{name}.yaml"
+def _check_method(root: Path, paper: str, profile: str, name: str) -> None:
+    method, path = config.method(root, paper, name, profile), root / "experiments" / paper / "methods" / f"{name}.yaml"
     if not re.fullmatch(r"[A-Za-z0-9_]+", name):
         raise MoebenchError(f"{path}: a method's name is made of letters, digits and underscores")
+    shape = config.sparse(setting := config.setting(root, paper, profile), method)
+    if shape is not None and (shape.experts < 1 or shape.inner < 1):
+        raise MoebenchError(
+            f"{path}: fine_grained {method.fine_grained} and shared {method.shared} leave {shape.experts} experts of inner width"
+            f" {shape.inner}, of {setting.sparse.experts} of inner width {setting.sparse.inner} in profile {profile!r}; at least 1 of each"
+        )
+    if shape is not None and method.options.get("k", 0) > shape.experts:
+        raise MoebenchError(f"{path}: key 'options.k' has the value {method.options['k']}; profile {profile!r} has {shape.experts} experts")
     if method.pretrain_as is None:
         return
-    other = config.method(root, paper, method.pretrain_as)
+    other = config.method(root, paper, method.pretrain_as, profile)
     if other.pretrain_as or not (method.pretrained and other.pretrained):
         raise MoebenchError(f"{path}: key 'pretrain_as' names {method.pretrain_as!r}: both have to be pre-trained, that one by itself")
-    for key in ("layer", "router", "options"):
+    for key in ("layer", "router", "options", "fine_grained", "shared"):
         mine, theirs = getattr(method, key), getattr(other, key)
         if mine != theirs:
             raise MoebenchError(f"{path}: key {key!r} has the value {mine!r}, but {method.pretrain_as!r} was pre-trained with {theirs!r}")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
-from moebench import config
+from moebench import catalogue, config
 from moebench.errors import MoebenchError, nearest
 from moebench.files import write_text
-from moebench.results import layout, published, records, tables
+from moebench.results import layout, published, records, routers, tables
 from moebench.results.rendering import latex, markdown
 
 README = """\
@@ -24,6 +25,8 @@ All files are made by `moebench evaluate` and `moebench tabulate`; none is edite
 | `costs.csv` | of each run: seconds, tokens per second, peak memory, parameters, forward FLOPs per token |
 | `table1_xtreme.csv` `.md` `.tex` | zero-shot transfer: means and deviations over seeds, differences, shallow baselines, published values |
 | `table2_perplexity.csv` `.md` `.tex` | masked-language-model perplexity after pre-training |
+| `table3_routers.csv` `.md` `.tex` | more routers under the same protocol: quality, balance, experts and FLOPs a token |
+| `costs.md` | `costs.csv` in short: sizes, seconds, memory of pre-training |
 
 The stage of a record is `pretrain`, `finetune` or `baseline` (a shallow baseline: no model, seed 0). In `provenance.csv` and
 `costs.csv` the column `task` names the training set (`mlm` in pre-training). `records.csv` and the tables are the same byte for byte
@@ -89,16 +92,29 @@ def tabulate(root: Path, profile: str, paper: str) -> None:
     folder = root / "results" / profile / paper
     measured = records.read(folder / "records.csv", records.RECORDS)
     expected = expectation(root, profile, paper, measured, records.read(folder / "provenance.csv", records.PROVENANCE))
-    table1, table2 = tables.table1_xtreme(measured, expected), tables.table2_perplexity(measured, expected)
+    costs = records.read(folder / "costs.csv", records.COSTS)
+    main = replace(expected, methods={name: method for name, method in expected.methods.items() if method.table == "main"})
+    table1, table2 = tables.table1_xtreme(measured, main), tables.table2_perplexity(measured, main)
+    chosen = config.setting(root, paper, profile).routers.training_sets
+    tasks = tuple(name for name in expected.tasks if catalogue.task(name).train in chosen)
+    table3 = routers.table3_routers(measured, expected, tasks)
     files = {"README.md": README.format(paper=expected.published.paper, profile=profile)}
     for name, number, what, table, blocks in (
-        ("table1_xtreme", "1", "zero-shot transfer", table1, layout.table1_blocks(table1, expected)),
-        ("table2_perplexity", "2", "masked-language-model perplexity", table2, layout.table2_blocks(table2, expected)),
+        ("table1_xtreme", "1", "zero-shot transfer", table1, layout.table1_blocks(table1, main)),
+        ("table2_perplexity", "2", "masked-language-model perplexity", table2, layout.table2_blocks(table2, main)),
+        (
+            "table3_routers",
+            "",
+            f"routers under the {expected.published.paper} protocol",
+            table3,
+            routers.table3_blocks(table3, expected, tasks),
+        ),
     ):
         title = layout.title(number, what, expected)
         files[f"{name}.csv"] = _csv(table)
         files[f"{name}.md"] = markdown(title, blocks)
         files[f"{name}.tex"] = latex(title, f"tab:{paper}-{profile}-{name}", blocks)
+    files["costs.md"] = markdown(layout.title("", "what pre-training cost", expected), routers.costs_blocks(costs, expected))
     for name, text in files.items():
         write_text(folder / name, text)
 

@@ -5,11 +5,11 @@ B batch, S positions, D width, C classes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as lightning
 from torch import Tensor, nn
-from torch.nn import functional
 
 from moebench.catalogue import Task
 from moebench.config import Finetuning
@@ -44,8 +44,17 @@ class TaskBatches:
 class FinetuningModule(Training):
     """Fine-tuning on one training set, all its tasks of one kind."""
 
-    def __init__(self, encoder: Encoder, optimisation: Finetuning, balance: float, seed: int, task: Task, freeze_sparse: bool):
-        super().__init__(encoder, optimisation, balance, seed)
+    def __init__(
+        self,
+        encoder: Encoder,
+        optimisation: Finetuning,
+        losses: Mapping[str, float],
+        consistency: float,
+        seed: int,
+        task: Task,
+        freeze_sparse: bool,
+    ):
+        super().__init__(encoder, optimisation, losses, consistency, seed)
         self.task = task
         width = encoder.shape.width
         self.head: nn.Module
@@ -63,22 +72,21 @@ class FinetuningModule(Training):
         """The head and the sparse layer may learn faster than the trunk."""
         return self.factors
 
-    def _outputs(self, batch: Batch) -> tuple[Tensor, Aux | None]:
+    def _scores(self, batch: Batch) -> tuple[Tensor, Aux | None]:
         states_BSD, aux = self.encoder(batch["ids"], batch["mask"])
         extra = batch[{"pair": "segment", "tagging": "first", "qa": "allowed"}[self.task.kind]]
         return self.head(states_BSD, extra).float(), aux
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Cross-entropy of the class, of the words' tags, or the mean of start's and end's; plus the balance loss."""
-        logits, aux = self._outputs(batch)
+    def outputs(self, batch: Batch) -> tuple[Tensor, Tensor, Aux | None]:
+        """Return logits of the class, of every word's tag, or of every answer's start and end, with their targets."""
+        logits, aux = self._scores(batch)
         if self.task.kind == "qa":
             logits = logits.transpose(1, 2)  # (B, 2, S) against labels (B, 2)
-        loss = functional.cross_entropy(logits.flatten(0, -2), batch["labels"].flatten())
-        return self.total_loss(loss, aux)
+        return logits.flatten(0, -2), batch["labels"].flatten(), aux
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Any:
         """Return one array per feature, as ``features.predictions`` reads them."""
-        logits, _ = self._outputs(batch)
+        logits, _ = self._scores(batch)
         if self.task.kind == "pair":
             result = logits.softmax(dim=-1)
         elif self.task.kind == "tagging":

@@ -2,36 +2,79 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as lightning
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from moebench.config import Optimisation
 from moebench.models.encoder import Encoder
-from moebench.moe.layer import Aux, MoELayer
+from moebench.moe.layer import Aux, SparseLayer
+from moebench.training.batches import Batch
 
 
 class Training(lightning.LightningModule):
-    """Base of both modules.
+    """Base of both modules: task loss + Σ coefficient · loss of the sparse layer (X-MoE, arXiv 2204.09179, eq. 10 of version 3).
 
-    The total loss is task + ``balance`` * load-balancing loss (X-MoE, arXiv 2204.09179, eq. 10 of version 3).
+    With ``consistency`` α > 0 every batch is run twice, with independent draws of whatever is random, and the loss is that of THOR
+    (arXiv 2110.04260, eqs. 4-5): the sum of both losses + α · ½ Σ_c (p − q)(ln p − ln q), the symmetric divergence of both
+    predictions, as a mean over what is predicted; the public code sums over it and divides by the number of target tokens later.
+
+    Args:
+        encoder: the encoder.
+        optimisation: optimiser and schedule.
+        losses: loss of the sparse layer → coefficient.
+        consistency: α.
+        seed: of the run.
     """
 
-    def __init__(self, encoder: Encoder, optimisation: Optimisation, balance: float, seed: int):
+    usage: Tensor
+    """Tokens, expert rows and dropped assignments of all training steps; in the checkpoints, so that resuming is exact."""
+
+    def __init__(self, encoder: Encoder, optimisation: Optimisation, losses: Mapping[str, float], consistency: float, seed: int):
         super().__init__()
         self.encoder = encoder
         self.optimisation = optimisation
-        self.balance = balance
+        self.coefficients = dict(losses)
+        self.consistency = consistency
         self.seed = seed
+        self.register_buffer("usage", torch.zeros(3, dtype=torch.int64))
 
-    def total_loss(self, task: Tensor, aux: Aux | None) -> Tensor:
-        """Add the balance loss; raises FloatingPointError as soon as the loss is not finite."""
-        loss = task if aux is None else task + self.balance * aux.losses["balance"]
+    def outputs(self, batch: Batch) -> tuple[Tensor, Tensor, Aux | None]:
+        """Return (N, C) logits, (N,) targets (-100: no target) and what the sparse layer reports."""
+        raise NotImplementedError
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Mean cross-entropy plus the losses of the sparse layer; raises FloatingPointError as soon as the sum is not finite."""
+        logits, targets, aux = self.outputs(batch)
+        loss = self.total_loss(functional.cross_entropy(logits, targets), aux)
+        if self.consistency:
+            again, _, other = self.outputs(batch)
+            loss = loss + self.total_loss(functional.cross_entropy(again, targets), other)
+            loss = loss + self.consistency * symmetric_divergence(logits[targets != -100], again[targets != -100])
         if not torch.isfinite(loss):
             raise FloatingPointError(f"the training loss is {loss.item()} at step {self.global_step}; lower the learning rate")
         return loss
+
+    def total_loss(self, task: Tensor, aux: Aux | None) -> Tensor:
+        """Add the losses of the sparse layer."""
+        if aux is None:
+            return task
+        self.usage += torch.tensor([len(aux.probs), int(aux.load.sum()), aux.dropped], device=self.usage.device)
+        return task + sum(coefficient * aux.losses[name] for name, coefficient in self.coefficients.items() if coefficient)
+
+    def rows_per_token(self) -> float:
+        """Rows of routed experts per token, over all training steps of this process so far; 1 before the first."""
+        tokens, rows, _ = self.usage.tolist()
+        return rows / tokens if tokens else 1.0
+
+    def dropped_share(self) -> float:
+        """Share of assignments that a capacity refused, over all training steps of this process so far."""
+        _, rows, dropped = self.usage.tolist()
+        return dropped / max(rows + dropped, 1)
 
     def rates(self) -> dict[str, float]:
         """Learning-rate factor per prefix of the parameters' names; the first prefix that fits counts."""
@@ -75,5 +118,12 @@ class Training(lightning.LightningModule):
         """Step, then let the routers do what they do after a step: before any callback sees the new state and saves it."""
         super().optimizer_step(*arguments, **options)
         for module in self.modules():
-            if isinstance(module, MoELayer):
+            if isinstance(module, SparseLayer):
                 module.after_optimizer_step()
+
+
+def symmetric_divergence(one: Tensor, other: Tensor) -> Tensor:
+    """½ Σ_c (p_c − q_c)(ln p_c − ln q_c) of two (N, C) logits, as a mean over N; 0 where they agree."""
+    p, q = one.log_softmax(-1), other.log_softmax(-1)
+    difference = torch.where(p.isfinite(), p - q, 0)  # impossible classes, such as the padding of a context, are -inf in both
+    return 0.5 * ((p.exp() - q.exp()) * difference).sum(-1).mean()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from moebench.config import Pretraining
+from moebench.config import Pretraining, Sparse
 from moebench.data.tokenizer import Tokenizer
 from moebench.errors import MoebenchError
 from moebench.metrics.routing import load_entropy, max_violation
 from moebench.models.encoder import Encoder
+from moebench.models.flops import flops_per_token
 from moebench.models.heads import MaskedLMHead
 from moebench.moe.layer import Aux
 from moebench.training.batches import Batch, loader
@@ -44,6 +46,14 @@ class PackedRows:
         self.kind = np.array(labels["kind"])
         if not len(self.rows_NS) == len(self.language) == len(self.kind):
             raise MoebenchError(f"{folder / split}.json: {len(self.language)} labels for {len(self.rows_NS)} rows; prepare the data again")
+
+    def piece_counts(self, tokenizer: Tokenizer) -> np.ndarray:
+        """Return how often each vocabulary piece occurs in the rows, (V,); padding does not count."""
+        counts = np.zeros(tokenizer.size, dtype=np.int64)
+        for begin in range(0, len(self.rows_NS), 10_000):
+            counts += np.bincount(np.asarray(self.rows_NS[begin : begin + 10_000]).ravel(), minlength=tokenizer.size)
+        counts[tokenizer.pad] = 0
+        return counts
 
 
 def mask_tokens(ids_BS: np.ndarray, tokenizer: Tokenizer, share: float, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -119,31 +129,33 @@ def validation_batches(folder: Path, tokenizer: Tokenizer, share: float, batch: 
 class PretrainingModule(Training):
     """Masked language modelling; the vocabulary is scored at the masked positions only."""
 
-    def __init__(self, encoder: Encoder, optimisation: Pretraining, balance: float, seed: int):
-        super().__init__(encoder, optimisation, balance, seed)
+    def __init__(self, encoder: Encoder, optimisation: Pretraining, losses: Mapping[str, float], consistency: float, seed: int):
+        super().__init__(encoder, optimisation, losses, consistency, seed)
         self.head = MaskedLMHead(encoder.shape.width, encoder.embedding.num_embeddings, encoder.shape.epsilon)
 
-    def logits(self, batch: Batch) -> tuple[Tensor, Aux | None]:
-        """Return (N, V) logits of the masked pieces, and what the sparse layer reports."""
+    def outputs(self, batch: Batch) -> tuple[Tensor, Tensor, Aux | None]:
+        """Return (N, V) logits of the masked pieces, those pieces, and what the sparse layer reports."""
         states_BSD, aux = self.encoder(batch["ids"], batch["mask"])
-        return self.head(states_BSD[batch["chosen"]], self.encoder.embedding.weight).float(), aux
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Mean cross-entropy of the masked pieces, plus the balance loss."""
-        logits, aux = self.logits(batch)
-        return self.total_loss(functional.cross_entropy(logits, batch["targets"]), aux)
+        return self.head(states_BSD[batch["chosen"]], self.encoder.embedding.weight).float(), batch["targets"], aux
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Return the summed negative log-likelihood, the number of masked pieces, and the experts' loads."""
-        logits, aux = self.logits(batch)
-        nll = functional.cross_entropy(logits, batch["targets"], reduction="none").double().sum()
-        return {"nll": nll.item(), "n": len(batch["targets"]), "load": None if aux is None else aux.load.cpu().numpy()}
+        """Return the summed negative log-likelihood, the number of masked pieces, and how the experts were used."""
+        logits, targets, aux = self.outputs(batch)
+        nll = functional.cross_entropy(logits, targets, reduction="none").double().sum()
+        result: dict[str, Any] = {"nll": nll.item(), "n": len(targets), "tokens": int(batch["mask"].sum())}
+        if aux is not None:
+            entropy = torch.special.entr(aux.probs.double()).sum()
+            result |= {"load": aux.load.cpu().numpy().astype(float), "entropy": entropy.item()}
+        return result
 
 
 def validate(
-    trainer: lightning.Trainer, module: PretrainingModule, corpus: Path, tokenizer: Tokenizer, mask: float
+    trainer: lightning.Trainer, module: PretrainingModule, sparse: Sparse | None, corpus: Path, tokenizer: Tokenizer, mask: float
 ) -> list[dict[str, Any]]:
-    """Return measures: perplexity of the masked pieces per language, and how evenly the experts were used over all of them."""
+    """Return measures: perplexity of the masked pieces per language, and how the experts were used over all languages.
+
+    Of the routing measures, ``dropped_share`` is that of all training steps; evaluation drops nothing.
+    """
     languages, batches = zip(*validation_batches(corpus, tokenizer, mask), strict=True)
     outputs: Any = trainer.predict(module, loader(list(batches)))
     measures = []
@@ -155,8 +167,16 @@ def validate(
         mine = [output for name, output in zip(languages, outputs, strict=True) if name == language]
         n = sum(output["n"] for output in mine)
         measure(language, "perplexity", math.exp(sum(output["nll"] for output in mine) / n), n)
-    if outputs[0]["load"] is not None:
+    tokens = sum(output["tokens"] for output in outputs)
+    rows = 0.0
+    if module.encoder.sparse is not None:
         load = sum(output["load"] for output in outputs)
-        measure("all", "max_violation", float(max_violation(load)), int(load.sum()))
-        measure("all", "load_entropy", float(load_entropy(load)), int(load.sum()))
+        rows = float(load.sum()) / tokens
+        measure("all", "max_violation", float(max_violation(load)), tokens)
+        measure("all", "load_entropy", float(load_entropy(load)), tokens)
+        measure("all", "router_entropy", sum(output["entropy"] for output in outputs) / tokens, tokens)
+        measure("all", "experts_per_token", rows, tokens)
+        measure("all", "dropped_share", module.dropped_share(), int(module.usage[1:].sum()))
+    positions = int(batches[0]["ids"].shape[1])
+    measure("all", "flops_per_token", flops_per_token(module.encoder, sparse, positions, rows), tokens)
     return measures

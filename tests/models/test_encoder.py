@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from moebench import config
 from moebench.models.build import build_encoder
-from moebench.models.encoder import Encoder, attend
+from moebench.models.encoder import Encoder
 from moebench.models.flops import flops_per_token, parameter_counts
 from moebench.models.heads import MaskedLMHead
 
@@ -73,25 +73,50 @@ def test_relative_bias_equals_a_loop_over_pairs_of_positions():
         assert bias[head, query, key] == encoder.bias.table[head, 64 + distance]
 
 
-def test_both_attention_paths_agree():
-    generator = torch.Generator().manual_seed(0)
-    query, key, value = (torch.randn(2, 3, 5, 4, generator=generator) for _ in range(3))
-    bias = torch.zeros(2, 1, 1, 5)
-    bias[1, ..., 3:] = -math.inf
-    expected = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-    torch.testing.assert_close(attend(query, key, value, bias), expected)
-
-
 @pytest.mark.parametrize("norm", ["pre", "post"])
 @pytest.mark.parametrize("method", [{"layer": "none"}, MOE], ids=["dense", "moe"])
 def test_padding_and_batch_mates_change_nothing(norm, method):
     torch.manual_seed(0)
-    encoder = build_encoder(shape(norm=norm), SPARSE, method, 50).eval()
+    encoder = build_encoder(shape(norm=norm), None if method["layer"] == "none" else SPARSE, method, 50).eval()
     ids, mask = inputs()
     together, _ = encoder(ids, mask)
     for row, length in enumerate(mask.sum(dim=1).tolist()):
         alone, _ = encoder(ids[row : row + 1, :length], mask[row : row + 1, :length])
         torch.testing.assert_close(alone[0], together[row, :length], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_probs_are_the_blocks_own_attention(norm):
+    torch.manual_seed(0)
+    encoder = Encoder(shape(norm=norm), 50).eval()
+    block, (_, mask) = encoder.blocks[0], inputs()
+    x, bias = torch.randn(3, 7, 16), torch.zeros(3, 1, 1, 7).masked_fill(~mask[:, None, None], -math.inf)
+    probs = block.attention_of(x, bias)
+    inner = block.attention_norm(x) if norm == "pre" else x
+    value = block.qkv(inner)[..., 32:].view(3, 7, 4, 4).transpose(1, 2)
+    expected = block.attention(inner, bias)
+    torch.testing.assert_close(block.out((probs @ value).transpose(1, 2).reshape(3, 7, 16)), expected, atol=1e-6, rtol=1e-5)
+    assert (probs[~mask[:, None, None].expand_as(probs)] == 0).all()
+
+
+def test_a_router_that_needs_attention_is_given_the_block_befores():
+    torch.manual_seed(0)
+    encoder = build_encoder(shape(), SPARSE, {"layer": "moe", "router": "damoe", "options": {}}, 50).eval()
+    seen = {}
+    encoder.sparse.router.register_forward_pre_hook(lambda module, inputs: seen.update(inputs=inputs[0]))
+    ids, mask = inputs()
+    encoder(ids, mask)
+    assert seen["inputs"].attention.shape == (mask.sum(), 4, 7)
+    torch.testing.assert_close(seen["inputs"].attention.sum(-1), torch.ones(int(mask.sum()), 4))
+
+
+def test_flops_of_a_sparse_encoder_count_what_its_rows_cost():
+    form = shape(layers=2, width=16, inner=24)
+    encoder = build_encoder(form, SPARSE, MOE, 50)
+    dense, router = flops_per_token(encoder, None, 7), encoder.sparse.router.flops_per_token
+    expert = SPARSE.sublayers * 4 * 16 * SPARSE.inner
+    assert flops_per_token(encoder, SPARSE, 7, rows=1.5) == pytest.approx(dense + 1.5 * expert + router)
+    assert router == 2 * sum(parameter.numel() for parameter in encoder.sparse.router.parameters() if parameter.ndim == 2)
 
 
 def test_identity_insertion_is_exact():
@@ -106,7 +131,7 @@ def test_identity_insertion_is_exact():
 
 def test_same_seed_gives_every_method_the_same_trunk():
     torch.manual_seed(3)
-    dense = build_encoder(shape(), SPARSE, {"layer": "none"}, 50).state_dict()
+    dense = build_encoder(shape(), None, {"layer": "none"}, 50).state_dict()
     torch.manual_seed(3)
     sparse = build_encoder(shape(), SPARSE, MOE, 50).state_dict()
     assert all(torch.equal(value, sparse[name]) for name, value in dense.items())
@@ -123,7 +148,7 @@ def test_analytic_flops_equal_torchs_counter_on_the_dense_path():
     encoder = Encoder(form, 50)
     with FlopCounterMode(display=False) as counter:
         encoder(torch.zeros(2, 10, dtype=torch.long), torch.ones(2, 10, dtype=torch.bool))
-    assert counter.get_total_flops() == 20 * flops_per_token(form, None, 0, 10)
+    assert counter.get_total_flops() == 20 * flops_per_token(encoder, None, 10)
 
 
 def test_published_sizes_on_the_meta_device(project):
@@ -132,8 +157,8 @@ def test_published_sizes_on_the_meta_device(project):
     sizes = {}
     with torch.device("meta"):
         for name, router_size in (("dense", 0), ("smoe_softmax", 24_576), ("xmoe_softmax", 12_801)):
-            method = config.method(project, "xmoe", name).model_dump()
-            encoder = build_encoder(setting.encoder, setting.sparse, method, 250002)
+            method = config.method(project, "xmoe", name)
+            encoder = build_encoder(setting.encoder, config.sparse(setting, method), method.model_dump(), 250002)
             router = encoder.sparse.router.parameters() if encoder.sparse else ()
             assert sum(parameter.numel() for parameter in router) == router_size
             head = sum(parameter.numel() for parameter in MaskedLMHead(768, 250002, 1e-5).parameters())

@@ -84,3 +84,17 @@ def test_top1_assigns_tokens_in_order_and_detaches_the_scores():
     assert result.token.tolist() == [0, 1, 2]
     assert result.weight.requires_grad
     assert not result.scores.requires_grad
+
+
+def test_one_expert_a_token_in_token_order_is_the_general_case():
+    experts = [2, 0, 2, 1, 3, 0]
+    x, weight, matrix, upstream = leaves((6, 3), (6,), (4, 3, 3), (6, 3), seed=4)
+    results = []
+    for order in (range(6), [5, 0, 3, 1, 4, 2]):  # in token order rows are permuted, otherwise added up
+        decision = routing([(t, experts[t]) for t in order], weight[list(order)], 6, 4)
+        y = dispatch(x, decision, matrices(matrix))
+        results.append((y, *torch.autograd.grad((y * upstream).sum(), (x, weight, matrix))))
+    torch.testing.assert_close(*results, rtol=0, atol=1e-14)
+    assert torch.autograd.gradcheck(
+        lambda x, w, m: dispatch(x, routing(list(enumerate(experts)), w, 6, 4), matrices(m)), (x, weight, matrix)
+    )

@@ -1,10 +1,11 @@
-"""ResidualExperts against stacks of torch modules that are run row by row."""
+"""Modules of experts against torch modules that are run row by row."""
 
 import pytest
 import torch
 from torch import nn
 
-from moebench.moe import ResidualExperts
+from moebench.moe.experts import FeedForwardExperts, ResidualExperts, SwiGLUExperts
+from moebench.moe.grouped import BACKENDS
 
 
 class Sublayer(nn.Module):
@@ -91,5 +92,105 @@ def test_bf16_autocast_is_close_to_fp32():
 
 @pytest.mark.parametrize("counts", [[1, 1, 1], [1, 1, 1, 0, 0]])
 def test_counts_of_another_number_of_experts_are_refused(counts):
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ValueError, match="experts, but parameters of 4"):
         random_experts()(torch.randn(3, 6, dtype=torch.float64), torch.tensor(counts))
+
+
+def sequential(activation, bias, subln):
+    """A network that FeedForwardExperts should equal, and where each parameter goes."""
+    act = {"gelu": nn.GELU, "relu": nn.ReLU}[activation]()
+    return nn.Sequential(
+        nn.Linear(8, 16, bias=bias), act, nn.LayerNorm(16) if subln else nn.Identity(), nn.Linear(16, 8, bias=bias)
+    ).double()
+
+
+class SwiGLU(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gate, self.up, self.down = nn.Linear(8, 16, bias=False), nn.Linear(8, 16, bias=False), nn.Linear(16, 8, bias=False)
+
+    def forward(self, x):
+        return self.down(nn.functional.silu(self.gate(x)) * self.up(x))
+
+
+PLACES = {"fc1": "0", "norm": "2", "fc2": "3", "gate": "gate", "up": "up", "down": "down"}
+KINDS = [{"activation": a, "bias": b, "subln": s} for a in ("gelu", "relu") for b in (True, False) for s in (True, False)]
+
+
+@pytest.mark.parametrize("counts", [[3, 0, 1, 3], [0, 0, 0, 7], [0, 0, 0, 0]])
+@pytest.mark.parametrize("backend", ["loop", "segments"])
+@pytest.mark.parametrize("options", [None, *KINDS], ids=str)
+def test_feed_forward_experts_equal_torch_modules_row_by_row_with_gradients(options, backend, counts):
+    torch.manual_seed(0)
+    experts = (SwiGLUExperts(4, 8, 16) if options is None else FeedForwardExperts(4, 8, 16, **options)).double()
+    experts.backend = backend
+    modules = [SwiGLU().double() if options is None else sequential(**options) for _ in range(4)]
+    names = [name for name, _ in experts.named_parameters()]
+    for name in names:
+        nn.init.normal_(experts.get_parameter(name), std=0.5)
+        for e, module in enumerate(modules):
+            place, kind = name.split("_")
+            with torch.no_grad():
+                module.get_submodule(PLACES[place]).get_parameter(kind).copy_(experts.get_parameter(name)[e])
+    rows = torch.randn(sum(counts), 8, dtype=torch.float64)
+    ours, theirs = rows.clone().requires_grad_(), rows.clone().requires_grad_()
+    y = experts(ours, torch.tensor(counts))
+    owner = [e for e, count in enumerate(counts) for _ in range(count)]
+    expected = torch.stack([modules[e](theirs[a]) for a, e in enumerate(owner)]) if owner else theirs * 0
+    torch.testing.assert_close(y, expected, rtol=0, atol=1e-11)
+    y.sin().sum().backward()
+    expected.sin().sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=0, atol=1e-11)
+    for name in names:
+        place, kind = name.split("_")
+        for e, module in enumerate(modules):
+            grad = module.get_submodule(PLACES[place]).get_parameter(kind).grad
+            torch.testing.assert_close(
+                experts.get_parameter(name).grad[e], torch.zeros_like(experts.get_parameter(name)[e]) if grad is None else grad
+            )
+
+
+MODULES = {
+    "residual": lambda count: ResidualExperts(count, 8, 16, 2, activation="relu"),
+    "feed-forward": lambda count: FeedForwardExperts(count, 8, 16, subln=True),
+    "swiglu": lambda count: SwiGLUExperts(count, 8, 16),
+}
+
+
+@pytest.mark.parametrize("kind", MODULES)
+def test_may_be_called_with_the_parameters_of_more_experts(kind):
+    torch.manual_seed(0)
+    few, many = MODULES[kind](2), MODULES[kind](5)
+    rows, counts = torch.randn(9, 8), torch.tensor([2, 0, 3, 1, 3])
+    torch.testing.assert_close(torch.func.functional_call(few, dict(many.named_parameters()), (rows, counts)), many(rows, counts))
+    with pytest.raises(ValueError, match="5 experts, but parameters of 2"):
+        few(rows, counts)
+    assert few.count == 2
+    assert all(len(parameter) == 2 for parameter in few.parameters())
+
+
+@pytest.mark.parametrize("kind", MODULES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_backends_agree_under_autocast(backend, kind):
+    torch.manual_seed(0)
+    experts, rows, counts = MODULES[kind](4), torch.randn(40, 8), torch.tensor([10, 20, 0, 10])
+    for parameter in experts.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    exact = experts(rows, counts)
+    exact.sin().sum().backward()
+    fine = {name: parameter.grad.clone() for name, parameter in experts.named_parameters()}
+    experts.zero_grad()
+    experts.backend = backend
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = experts(rows, counts)
+    rough.float().sin().sum().backward()
+    assert 0 < (rough - exact).norm() / exact.norm() < 0.02
+    for name, parameter in experts.named_parameters():
+        assert (parameter.grad - fine[name]).norm() / fine[name].norm() < 0.1, name
+
+
+def test_an_unknown_activation_is_refused():
+    with pytest.raises(ValueError, match="gelu, relu"):
+        FeedForwardExperts(2, 4, 8, activation="swish")
+    with pytest.raises(ValueError, match="gelu, relu"):
+        ResidualExperts(2, 4, 8, 1, activation="swish")

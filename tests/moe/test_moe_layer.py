@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from moebench.moe import MoELayer, ResidualExperts, Router, Routing
+from moebench.moe import MoELayer, ResidualExperts, Router, RouterInputs, Routing
 
 
 class Recorder(Router):
@@ -27,12 +27,14 @@ MASK = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0]], dtype=torch.bool)
 
 def test_the_router_sees_real_tokens_only():
     module, x, ids = layer(), torch.randn(2, 4, 4), torch.arange(8).reshape(2, 4)
-    _, aux = module(x, MASK, ids, step=7)
+    attention = torch.randn(2, 3, 4, 4)
+    _, aux = module(x, MASK, ids, attention)
     seen = module.router.seen
     assert torch.equal(seen.tokens, torch.stack([x[0, 0], x[0, 1], x[1, 0], x[1, 1], x[1, 2]]))
     assert seen.token_ids.tolist() == [0, 1, 4, 5, 6]
     assert seen.sequence_ids.tolist() == [0, 0, 1, 1, 1]
-    assert seen.step == 7
+    assert seen.positions.tolist() == [0, 1, 0, 1, 2]
+    assert torch.equal(seen.attention, torch.stack([attention[0, :, 0], attention[0, :, 1], *(attention[1, :, s] for s in range(3))]))
     assert aux.load.tolist() == [2, 2, 1]
     assert aux.losses["some"].item() == 5
 
@@ -95,3 +97,22 @@ def test_the_hook_reaches_the_router(monkeypatch):
     monkeypatch.setattr(module.router, "after_optimizer_step", lambda: calls.append(1))
     module.after_optimizer_step()
     assert calls == [1]
+    module.requires_grad_(False).after_optimizer_step()  # frozen
+    assert calls == [1]
+
+
+def test_shared_experts_see_every_real_token_with_weight_1():
+    torch.manual_seed(3)
+    routed, shared = ResidualExperts(3, 4, 6, 1), ResidualExperts(2, 4, 6, 1)
+    module, x = MoELayer(Recorder(4, 3), routed, shared=shared), torch.randn(2, 4, 4)
+    y, aux = module(x, MASK)
+    alone, _ = MoELayer(module.router, routed)(x, MASK)
+    both = sum(shared(x[MASK], torch.tensor([5 * (e == 0), 5 * (e == 1)])) for e in range(2))
+    torch.testing.assert_close(y[MASK] - alone[MASK], both)
+    assert y[~MASK].abs().max() == 0
+    assert aux.load.tolist() == [2, 2, 1]  # of the routed ones
+
+
+def test_a_field_that_a_router_needs_is_named():
+    with pytest.raises(ValueError, match="needs token_ids"):
+        RouterInputs(torch.zeros(1, 2)).require("token_ids")

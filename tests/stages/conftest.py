@@ -77,10 +77,11 @@ def evaluate(root, profile, paper):
 from moebench.stages.standin import log, write
 def tabulate(root, profile, paper):
     log(root, "tabulate")
-    for name in ("table1_xtreme", "table2_perplexity"):
+    for name in ("table1_xtreme", "table2_perplexity", "table3_routers"):
         for kind in ("csv", "md", "tex"):
             write(root / "results" / profile / paper / f"{name}.{kind}", "")
     write(root / "results" / profile / paper / "README.md", "")
+    write(root / "results" / profile / paper / "costs.md", "")
 """,
     "standin": """
 def log(root, what):
@@ -96,9 +97,10 @@ FILES = {
     "params.yaml": "profile: smoke   # a remark\nfolder:\n",
     "experiments/xmoe/published.yaml": "",
     "experiments/xmoe/methods/dense.yaml": "{label: Dense, layer: none}",
-    "experiments/xmoe/methods/dotted.yaml": "{label: Dot, layer: moe, router: dot}",
-    "experiments/xmoe/methods/frozen.yaml": "{label: Frozen, layer: moe, router: dot, freeze_in_finetuning: true, pretrain_as: dotted}",
-    "experiments/xmoe/methods/lowdim.yaml": "{label: X-MoE, layer: moe, router: xmoe}",
+    "experiments/xmoe/methods/dotted.yaml": "{label: Dot, layer: moe, router: dot, losses: {balance: 0}}",
+    "experiments/xmoe/methods/frozen.yaml": "{label: Frozen, layer: moe, router: dot, losses: {balance: 0},"
+    " freeze_in_finetuning: true, pretrain_as: dotted}",
+    "experiments/xmoe/methods/lowdim.yaml": "{label: X-MoE, layer: moe, router: xmoe, losses: {balance: 0}}",
 }
 for _profile, _seeds in (("smoke", "[0]"), ("cpu", "[0, 1]")):
     FILES[f"data/profiles/{_profile}.yaml"] = (

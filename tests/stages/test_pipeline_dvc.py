@@ -69,7 +69,9 @@ def test_a_change_re_runs_what_it_reaches_and_nothing_else(project):
     project.call("dvc", "repro")
     assert project.calls() == trained("dotted", "frozen")
 
-    (project.root / "experiments" / "xmoe" / "methods" / "new.yaml").write_text("{label: New, layer: moe, router: dot, balance: 0.1}")
+    (project.root / "experiments" / "xmoe" / "methods" / "new.yaml").write_text(
+        "{label: New, layer: moe, router: dot, losses: {balance: 0.1}}"
+    )
     assert "run `moebench select --profile smoke`" in project.call("dvc", "repro", status=255)
     project.call("moebench", "select")
     project.call("dvc", "repro")

@@ -68,7 +68,14 @@ def test_what_training_is_told(root):
     assert config.Pretraining.model_validate(dense["pretrain"]) == setting.pretrain
     options = config.method(root, "xmoe", "dotted").options
     assert options  # the router's defaults are written out
-    assert dotted["method"] == {"layer": "moe", "router": "dot", "options": options, "balance": 0.0, "pretrained": True}
+    assert dotted["method"] == {
+        "layer": "moe",
+        "router": "dot",
+        "options": options,
+        "losses": {"balance": 0.0},
+        "consistency": 0.0,
+        "pretrained": True,
+    }
     assert {name: dense[name] for name in ("precision", "threads", "devices", "nodes", "initialisation")} == {
         "precision": "fp32",
         "threads": 1,
@@ -92,7 +99,7 @@ def test_a_label_reaches_the_tables_alone(root):
 
 def test_a_new_method_adds_files_and_changes_none(root):
     before = planned(root)
-    write(root, "methods/new.yaml", "{label: New, layer: moe, router: dot}")
+    write(root, "methods/new.yaml", "{label: New, layer: moe, router: dot, losses: {balance: 0}}")
     assert different(before, planned(root)) == {
         "xmoe/pretrain/new.json",
         "xmoe/finetune/new-constructed_nli.json",

@@ -26,6 +26,7 @@ SETTING = {
     "sparse": {"experts": 2, "inner": 8},
     "pretrain": OPTIMISATION,
     "finetune": {"constructed_pos": OPTIMISATION},
+    "routers": {"methods": ["switched"], "training_sets": ["constructed_pos"]},
     "notes": {"encoder": "far too small"},
 }
 METHODS = {
@@ -33,6 +34,9 @@ METHODS = {
     "wide_one": {"label": "Dense & 50 % wider_", "layer": "none"},
     "floor": {"label": "Random weights", "layer": "none", "pretrained": False},
 }
+SWITCHED = {"label": "Switched", "table": "routers", "layer": "moe", "router": "switch", "losses": {"balance": 0.01}}
+ROUTING = {"max_violation": 0.5, "router_entropy": 0.25, "experts_per_token": 1.0, "dropped_share": 0.125, "flops_per_token": 2e6}
+COST = {"tokens_per_second": 2000.0, "peak_memory_mb": 300.0, "parameters": 5000, "active_parameters": 4000, "flops_per_token": 2000}
 DATA = {
     "source": "constructed",
     "tasks": list(TASKS),
@@ -54,7 +58,15 @@ def rows(seeds=(0, 1, 2)):
                         value = 60 + 4 * number - 40 * (method == "floor") + noise.random()
                         rows.append(key | cell | {"method": method, "seed": seed, "stage": "finetune", "value": value})
                 rows.append(key | cell | {"method": "overlap", "seed": 0, "stage": "baseline", "value": SHALLOW[task]})
-    for number, method in enumerate(("dense", "wide_one")):
+    for seed in seeds:
+        one = {"method": "switched", "seed": seed}
+        for language in ("aa", "bb", "cc"):
+            cell = {"stage": "finetune", "task": "constructed_pos", "language": language, "metric": "f1"}
+            rows.append(key | one | cell | {"value": 62.0 + seed**2})
+        for metric, value in ROUTING.items():
+            cell = {"stage": "pretrain", "task": "mlm", "language": "all", "metric": metric}
+            rows.append(key | one | cell | {"value": value + (seed - 1) * 0.1 * (metric == "max_violation")})
+    for number, method in enumerate(("dense", "wide_one", "switched")):
         for seed in seeds:
             for language in ("aa", "bb", "cc"):
                 cell = {"task": "mlm", "language": language, "metric": "perplexity", "value": 20 - 5 * number + noise.random()}
@@ -68,13 +80,23 @@ def write(root, measured):
     run = {"profile": "cpu", "paper": "xmoe", "method": "dense", "seed": 0, "stage": "finetune", "task": "constructed_pos"}
     provenance = run | dict.fromkeys(records.PROVENANCE.values) | {"train_language": "aa"}
     records.write(folder / "provenance.csv", [provenance] if measured else [], records.PROVENANCE)
+    costs = [
+        run
+        | dict.fromkeys(records.COSTS.values)
+        | {"method": method, "seed": seed, "stage": "pretrain", "task": "mlm"}
+        | COST
+        | {"seconds": 100.0 + seed}
+        for method in ("dense", "switched")
+        for seed in (0, 1, 2)
+    ]
+    records.write(folder / "costs.csv", costs if measured else [], records.COSTS)
 
 
 @pytest.fixture
 def root(tmp_path):
     for path, value in (("data/profiles/cpu.yaml", DATA), ("experiments/xmoe/profiles/cpu.yaml", SETTING)):
         files.write_text(tmp_path / path, yaml.safe_dump(value))
-    for name, method in METHODS.items():
+    for name, method in (METHODS | {"switched": SWITCHED}).items():
         files.write_text(tmp_path / f"experiments/xmoe/methods/{name}.yaml", yaml.safe_dump(method))
     published = PUBLISHED.read_text(encoding="utf-8")
     files.write_text(tmp_path / "experiments/xmoe/published.yaml", published)
@@ -84,7 +106,9 @@ def root(tmp_path):
 
 def content(root):
     folder = root / "results/cpu/xmoe"
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name not in ("records.csv", "provenance.csv")}
+    return {
+        path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name not in ("records.csv", "provenance.csv", "costs.csv")
+    }
 
 
 def markdown_tables(text):
@@ -101,8 +125,8 @@ def markdown_tables(text):
 def test_shuffled_records_give_the_same_bytes(root):
     tabulate(root, "cpu", "xmoe")
     first = content(root)
-    assert set(first) == {"README.md"} | {
-        f"{name}.{kind}" for name in ("table1_xtreme", "table2_perplexity") for kind in ("csv", "md", "tex")
+    assert set(first) == {"README.md", "costs.md"} | {
+        f"{name}.{kind}" for name in ("table1_xtreme", "table2_perplexity", "table3_routers") for kind in ("csv", "md", "tex")
     }
     for seed in range(3):
         path = root / "results/cpu/xmoe/records.csv"
@@ -211,7 +235,7 @@ def test_a_column_that_is_not_right_is_refused_and_nothing_changes(root):
 
 def test_a_baseline_that_does_not_run_is_named(root):
     files.write_text(root / "experiments/xmoe/profiles/cpu.yaml", yaml.safe_dump(SETTING | {"methods": ["wide_one"]}))
-    with pytest.raises(MoebenchError, match="key 'baseline' has the value 'dense', which does not run; methods are: wide_one"):
+    with pytest.raises(MoebenchError, match="key 'baseline' has the value 'dense', which does not run; methods are: switched, wide_one"):
         tabulate(root, "cpu", "xmoe")
 
 
@@ -230,3 +254,32 @@ def test_notes_on_the_setting_stand_under_the_table(root):
     tabulate(root, "cpu", "xmoe")
     table = (root / "results/cpu/xmoe/table1_xtreme.md").read_text(encoding="utf-8")
     assert "## Notes on the setting\n\n`encoder`: far too small." in table
+
+
+def test_the_table_of_routers_has_every_method_and_its_own_measures(root):
+    tabulate(root, "cpu", "xmoe")
+    folder = root / "results/cpu/xmoe"
+    rows = {(row["method"], row["measure"]): row for row in csv.DictReader((folder / "table3_routers.csv").open())}
+    assert {method for method, _ in rows} == {"dense", "wide_one", "switched"}
+    assert float(rows["switched", "max_violation"]["value"]) == pytest.approx(0.5)
+    assert float(rows["switched", "max_violation"]["sd"]) == pytest.approx(0.1)
+    assert rows["dense", "max_violation"]["note"] == "no experts"
+    seeds = [62.0, 63.0, 66.0]
+    assert float(rows["switched", "constructed_pos"]["value"]) == pytest.approx(sum(seeds) / 3)
+    perplexity = float(rows["switched", "perplexity"]["value"])
+    assert float(rows["switched", "perplexity"]["difference"]) == pytest.approx(
+        perplexity - float(rows["dense", "perplexity"]["value"]), abs=1e-6
+    )
+    tables = markdown_tables((folder / "table3_routers.md").read_text(encoding="utf-8"))
+    used = next(line for line in tables["How the experts are used"] if line[0] == "Switched")
+    assert used[1:] == ["0.50 ± 0.10", "0.25", "1.00", "12.5", "2000"]
+    assert "Switched" not in (folder / "table1_xtreme.md").read_text(encoding="utf-8")
+    costs = markdown_tables((folder / "costs.md").read_text(encoding="utf-8"))[""]
+    assert costs[1:] == [["Dense", "5,000", "4,000", "101", "2000", "300"], ["Switched", "5,000", "4,000", "101", "2000", "300"]]
+
+
+def test_a_hole_in_the_table_of_routers_says_what_fills_it(root):
+    write(root, [row for row in rows() if not (row["method"] == "switched" and row["stage"] == "pretrain")])
+    tabulate(root, "cpu", "xmoe")
+    text = (root / "results/cpu/xmoe/table3_routers.md").read_text(encoding="utf-8")
+    assert "- Switched, max_violation: missing: `dvc repro experiments/xmoe/dvc.yaml:pretrain@cpu-switched-0`" in text

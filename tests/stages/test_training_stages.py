@@ -110,7 +110,7 @@ def test_frozen_routing_leaves_router_and_experts_bit_identical_and_trains_the_r
     options, kind = setting.finetune["constructed_ner"], task("constructed_ner")
     encoder = build_encoder(setting.encoder, setting.sparse, method, tokenizer.size)
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
-    module = FinetuningModule(encoder, options, 0.01, 0, kind, freeze)
+    module = FinetuningModule(encoder, options, {"balance": 0.01}, 0.0, 0, kind, freeze)
     inputs = features(kind, read_jsonl(prepared / "tasks" / "constructed_ner" / "train.jsonl"), tokenizer, options)
     trainer, _ = make_trainer(tmp_path, options.steps, 100, SCALE)
     fit(trainer, module, TaskBatches(kind, inputs, options.batch, tokenizer.pad, 0, 0, 1), tmp_path)
@@ -133,6 +133,7 @@ def test_a_damaged_or_missing_start_is_named(tiny):
 @pytest.mark.parametrize(("method", "size", "complaint"), [("xmoe_softmax", 400, "lacks sparse"), ("dense", 300, "size mismatch")])
 def test_checkpoints_of_another_shape_are_refused(tiny, method, size, complaint):
     setting = config.setting(tiny, "xmoe", "smoke")
-    encoder = build_encoder(setting.encoder, setting.sparse, config.method(tiny, "xmoe", method).model_dump(), size)
+    chosen = config.method(tiny, "xmoe", method)
+    encoder = build_encoder(setting.encoder, config.sparse(setting, chosen), chosen.model_dump(), size)
     with pytest.raises(MoebenchError, match=rf"(?s)dense-0/model\.safetensors: .*{complaint}"):
         load_weights(encoder, runs(tiny, "pretrain", "dense-0") / "model.safetensors")

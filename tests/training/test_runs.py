@@ -5,10 +5,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from scipy.special import rel_entr
 
 from moebench import config
 from moebench.errors import MoebenchError
 from moebench.models.build import build_encoder
+from moebench.models.flops import flops_per_token
+from moebench.training.module import symmetric_divergence
 from moebench.training.pretraining import MaskedLMBatches, PretrainingModule, mask_tokens, validate
 from moebench.training.trainer import close_run, fit, make_trainer, open_run
 
@@ -19,7 +22,9 @@ SPARSE = config.Sparse(experts=4, sublayers=2, inner=8)
 METHODS = {
     "dense": {"layer": "none"},
     "xmoe": {"layer": "moe", "router": "xmoe", "options": {"gate": "softmax", "temperature": 0.3}},
+    "random": {"layer": "moe", "router": "random", "options": {"granularity": "token"}},
 }
+LOSSES = {"dense": {}, "xmoe": {"balance": 0.01}, "random": {}}
 
 
 def optimisation(steps=12):
@@ -31,7 +36,13 @@ def run(folder, corpus, method, stop_at=None, steps=12, ranks=1):
     options = optimisation(steps)
     open_run(folder, "key")
     torch.manual_seed(0)
-    module = PretrainingModule(build_encoder(SHAPE, SPARSE, METHODS[method], TOKENIZER.size), options, 0.01, seed=0)
+    module = PretrainingModule(
+        build_encoder(SHAPE, SPARSE if METHODS[method]["layer"] == "moe" else None, METHODS[method], TOKENIZER.size),
+        options,
+        LOSSES[method],
+        0.0,
+        seed=0,
+    )
     trainer, _ = make_trainer(folder, steps, options.checkpoint_every, SCALE)
     batches = MaskedLMBatches(corpus, TOKENIZER, options, 0, trainer.global_rank, ranks)
 
@@ -56,12 +67,45 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, corpus, method):
 
 def test_training_learns_and_validation_is_the_same_each_time(tmp_path, corpus):
     module, trainer = run(tmp_path / "run", corpus, "xmoe", steps=400)
-    measures = validate(trainer, module, corpus, TOKENIZER, 0.3)
-    assert measures == validate(trainer, module, corpus, TOKENIZER, 0.3)
+    measures = validate(trainer, module, SPARSE, corpus, TOKENIZER, 0.3)
+    assert measures == validate(trainer, module, SPARSE, corpus, TOKENIZER, 0.3)
     perplexity = {row["language"]: row["value"] for row in measures if row["metric"] == "perplexity"}
     assert set(perplexity) == {"aa", "bb"}
     assert max(perplexity.values()) < 6  # ten pieces are equally frequent
-    assert {row["metric"] for row in measures} == {"perplexity", "max_violation", "load_entropy"}
+    value = {row["metric"]: row["value"] for row in measures}
+    assert value["experts_per_token"] == 1
+    assert value["dropped_share"] == 0
+    assert 0 < value["router_entropy"] < np.log(4)
+    assert value["flops_per_token"] == flops_per_token(module.encoder, SPARSE, 16, 1.0)
+    assert 0 <= value["max_violation"] < 3
+    tokens, rows, _ = module.usage.tolist()
+    assert tokens == rows > 0
+    assert module.rows_per_token() == 1
+
+
+def test_two_forward_loss_is_thors(tmp_path, corpus):
+    """CE of both passes + α · ½ Σ (p − q)(ln p − ln q), with two different random routings of one batch."""
+    module, _ = run(tmp_path / "run", corpus, "random", steps=2)
+    module.consistency = 5.0
+    batch = MaskedLMBatches(corpus, TOKENIZER, optimisation(), 0)(0)
+    module.train()
+    torch.manual_seed(4)
+    loss = module.training_step(batch, 0).item()
+    torch.manual_seed(4)
+    first, second = (module.outputs(batch)[0].detach().double().softmax(-1).numpy() for _ in range(2))
+    targets = batch["targets"].numpy()
+    entropies = [-np.log(probs[np.arange(len(targets)), targets]).mean() for probs in (first, second)]
+    divergence = 0.5 * (rel_entr(first, second) + rel_entr(second, first)).sum(1).mean()
+    assert divergence > 0
+    assert loss == pytest.approx(sum(entropies) + 5 * divergence, rel=1e-5)
+
+
+def test_the_divergence_ignores_classes_that_are_impossible_in_both():
+    one, other = torch.tensor([[0.0, 1.0, -torch.inf]], requires_grad=True), torch.tensor([[1.0, 0.0, -torch.inf]])
+    divergence = symmetric_divergence(one, other)
+    divergence.backward()
+    assert divergence.item() == pytest.approx((np.e - 1) / (np.e + 1), rel=1e-6)
+    assert one.grad.isfinite().all()
 
 
 def test_held_norm_survives_the_optimiser(tmp_path, corpus):

@@ -5,13 +5,13 @@ T tokens, D model width, E experts.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
 
 from moebench.moe.contract import Router, RouterInputs, Routing
-from moebench.moe.losses import load_balance
+from moebench.moe.losses import load_balance, router_z
 
 
 class Dot(Router):
@@ -20,13 +20,15 @@ class Dot(Router):
     With the softmax gate this is Switch (arXiv 2101.03961) without its input jitter, which the X-MoE paper does not use; with the
     sigmoid gate it is the gate of BASE layers (arXiv 2103.16716). Embeddings start as N(0, 0.02²); the paper does not state their start.
 
-    Losses: ``balance``, on softmax(s) for both gates.
+    Losses: ``balance``, on softmax(s) for both gates; ``z``.
 
     Args:
         d_model: D.
         experts: E.
         gate: g, softmax over all E scores or sigmoid of the best one.
     """
+
+    losses: ClassVar[tuple[str, ...]] = ("balance", "z")
 
     def __init__(self, d_model: int, experts: int, *, gate: Literal["softmax", "sigmoid"] = "softmax"):
         super().__init__(d_model, experts)
@@ -40,4 +42,5 @@ class Dot(Router):
         probs_TE = scores_TE.softmax(-1)
         gates_TE = probs_TE if self.gate == "softmax" else scores_TE.sigmoid()
         weight_T = gates_TE.gather(1, expert_T[:, None])[:, 0]
-        return Routing.top1(expert_T, weight_T, scores=scores_TE, losses={"balance": load_balance(probs_TE, expert_T)})
+        losses = {"balance": load_balance(probs_TE, expert_T), "z": router_z(scores_TE)}
+        return Routing.top1(expert_T, weight_T, scores=scores_TE, losses=losses)

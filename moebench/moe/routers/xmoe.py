@@ -5,14 +5,14 @@ T tokens, D model width, E experts, R routing width.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moebench.moe.contract import Router, RouterInputs, Routing
-from moebench.moe.losses import load_balance
+from moebench.moe.losses import load_balance, router_z
 
 EPSILON = 1e-4
 """Least norm that is divided by and least temperature, as in the public code of MoEc; the paper has no such floor."""
@@ -24,7 +24,7 @@ class XMoE(Router):
     τ is one learned scalar. W has no bias; it starts as N(0, 0.02²), which the paper does not state. The embeddings e_i start in random
     directions and are held at one norm by `after_optimizer_step`; the norm leaves every score as it is and sets how fast angles move.
 
-    Losses: ``balance``, on softmax(s / τ0) for both gates, where τ0 is the constant that τ starts from.
+    Losses: ``balance``, on softmax(s / τ0) for both gates, where τ0 is the constant that τ starts from; ``z``, on s / τ.
 
     Public code differs. TorchScale: the token is not normalised, no temperature, R = 16, embeddings reset to norm 1.5 in every
     forward pass. MoEc: sigmoid gate only, embeddings of orthogonal start that are not held. Tutel: softmax gate only, W has a bias,
@@ -45,6 +45,8 @@ class XMoE(Router):
     Raises:
         ValueError: ``temperature`` without ``normalise``, ``dim`` without ``reduce``, or a value that is not above 0 (1e-4).
     """
+
+    losses: ClassVar[tuple[str, ...]] = ("balance", "z")
 
     def __init__(
         self,
@@ -89,8 +91,8 @@ class XMoE(Router):
         scaled_TE = scores_TE / self.temperature.clamp(min=EPSILON) if self.normalise else scores_TE
         gates_TE = scaled_TE.softmax(-1) if self.gate == "softmax" else scaled_TE.sigmoid()
         weight_T = gates_TE.gather(1, expert_T[:, None])[:, 0]
-        balance = load_balance((scores_TE / self.tau0).softmax(-1), expert_T)
-        return Routing.top1(expert_T, weight_T, scores=scores_TE, losses={"balance": balance})
+        losses = {"balance": load_balance((scores_TE / self.tau0).softmax(-1), expert_T), "z": router_z(scaled_TE)}
+        return Routing.top1(expert_T, weight_T, scores=scores_TE, losses=losses, probs=scaled_TE.softmax(-1))
 
     @torch.no_grad()
     def after_optimizer_step(self) -> None:

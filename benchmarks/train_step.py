@@ -1,0 +1,223 @@
+"""Tokens per second of a pre-training step: dense, this project's sparse layer, Hugging Face's experts; and what Lightning adds.
+
+    python benchmarks/train_step.py [--profile cpu] [--rounds 15] [--threads 2] [--precisions fp32 bf16]
+
+Every model has the same trunk, the same router and the same random ids, and the learning rate is 0, so that all sparse ones route alike for
+the whole run. Models take turns, step by step, so that a busy machine slows all of them alike; the figure is the median.
+
+B sequences, S positions, T tokens, K experts of a token.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from moebench import config
+from moebench.models.encoder import Encoder
+from moebench.moe.contract import RouterInputs
+from moebench.moe.experts import FeedForwardExperts, ResidualExperts
+from moebench.moe.layer import Aux, MoELayer
+from moebench.moe.registry import build_router
+from moebench.training.batches import Batch
+from moebench.training.pretraining import PretrainingModule
+from moebench.training.trainer import fit, make_trainer
+
+WARM_UP = 3
+
+
+class HuggingFaceLayer(MoELayer):
+    """This project's router before Hugging Face's experts and their dispatch."""
+
+    def change(self, tokens_TD: Tensor, inputs: RouterInputs) -> tuple[Tensor, Aux]:
+        """Give the experts what their own router would: K experts and weights of each token."""
+        with torch.autocast(tokens_TD.device.type, enabled=False):
+            routing = self.router(inputs)
+        expert_TK, weight_TK = routing.expert.view(len(tokens_TD), -1), routing.weight.view(len(tokens_TD), -1)
+        return self.experts(tokens_TD, expert_TK, weight_TK), Aux(routing.losses, routing.load, routing.scores.softmax(-1).detach())
+
+
+def hugging_face_experts(experts: int, width: int, inner: int, implementation: str) -> nn.Module:
+    """Experts fc2(GELU(fc1(x))) of transformers.
+
+    Raises:
+        ImportError: transformers is absent, or a version without these experts.
+    """
+    from transformers import NemotronHConfig
+    from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHExperts
+
+    options = NemotronHConfig(
+        hidden_size=width, n_routed_experts=experts, moe_intermediate_size=inner, mlp_hidden_act="gelu", moe_latent_size=None
+    )
+    options._experts_implementation = implementation
+    module: nn.Module = NemotronHExperts(options)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.02)
+    return module
+
+
+def models(setting: config.Setting, vocabulary: int) -> Iterator[tuple[str, Callable[[], PretrainingModule]]]:
+    """Yield the name of a row and what builds its model."""
+    shape, sparse = setting.encoder, setting.sparse
+    sizes = (sparse.experts, shape.width, sparse.inner)
+
+    def build(layer: type[MoELayer], experts: Callable[[], nn.Module] | None) -> PretrainingModule:
+        torch.manual_seed(0)
+        encoder = Encoder(shape, vocabulary)
+        if experts is not None:
+            encoder.sparse = layer(build_router("xmoe", shape.width, sparse.experts, {}, vocabulary), experts())
+        return PretrainingModule(encoder, setting.pretrain, {"balance": 0.01} if experts else {}, 0.0, 0)
+
+    yield "dense", partial(build, MoELayer, None)
+    yield f"MoE, {sparse.sublayers} x residual", partial(build, MoELayer, partial(ResidualExperts, *sizes, sparse.sublayers))
+    yield "MoE, feed-forward", partial(build, MoELayer, partial(FeedForwardExperts, *sizes, activation="gelu", bias=False))
+    for kind in ("eager", "grouped_mm"):
+        yield f"Hugging Face {kind}", partial(build, HuggingFaceLayer, partial(hugging_face_experts, *sizes, kind))
+
+
+def random_batch(size: tuple[int, int], vocabulary: int, share: float) -> Batch:
+    """Return random ids without padding, a share of them to be predicted."""
+    ids_BS = torch.randint(5, vocabulary, size, generator=torch.Generator().manual_seed(0))
+    chosen_BS = torch.rand(size, generator=torch.Generator().manual_seed(1)) < share
+    return {"ids": ids_BS, "mask": torch.ones(size, dtype=torch.bool), "chosen": chosen_BS, "targets": ids_BS[chosen_BS]}
+
+
+def stepper(module: PretrainingModule, precision: str, rate: float | None = 0.0) -> Callable[[Batch], None]:
+    """Return a bare training step; ``rate`` replaces the learning rate, none keeps it."""
+    configured = module.configure_optimizers()
+    optimiser, schedule = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
+    if rate is not None:
+        schedule.base_lrs = [rate] * len(schedule.base_lrs)
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+
+    def step(batch: Batch) -> None:
+        optimiser.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            loss = module.training_step(batch, 0)
+        loss.backward()
+        module.configure_gradient_clipping(optimiser)
+        optimiser.step()
+        if module.encoder.sparse is not None:
+            module.encoder.sparse.after_optimizer_step()
+        schedule.step()
+
+    return step
+
+
+def compare(title: str, setting: config.Setting, vocabulary: int, positions: int, precision: str, rounds: int) -> None:
+    """Print a line per model."""
+    batch = random_batch((setting.pretrain.batch, positions), vocabulary, setting.pretrain.mask)
+    steps: dict[str, Callable[[Batch], None]] = {}
+    shares: dict[str, str] = {}
+    seconds: dict[str, list[float]] = {}
+    size = f"batch {setting.pretrain.batch} x {positions}, E {setting.sparse.experts}"
+    print(f"\n{title}, {precision}, {size}, threads {torch.get_num_threads()}")
+    for name, build in models(setting, vocabulary):
+        try:
+            module = build()
+        except ImportError as error:
+            print(f"{name:24s} skipped ({error}): pip install 'transformers>=5.23'")
+            continue
+        steps[name], seconds[name] = stepper(module, precision), []
+        with torch.no_grad():
+            aux = module.outputs(batch)[2]
+        shares[name] = "" if aux is None else f", busiest expert {aux.load.max() / aux.load.sum():.0%}"
+    for _ in range(WARM_UP + rounds):
+        for name, step in steps.items():
+            begin = time.perf_counter()
+            step(batch)
+            seconds[name].append(time.perf_counter() - begin)
+    medians = {name: statistics.median(taken[WARM_UP:]) for name, taken in seconds.items()}
+    for name, median in medians.items():
+        relative = median / medians["dense"]
+        print(f"{name:24s} {1000 * median:8.1f} ms {batch['ids'].numel() / median:9.0f} tokens/s {relative:6.2f} x dense{shares[name]}")
+
+
+def lightning_overhead(setting: config.Setting, vocabulary: int, positions: int, rounds: int, target: float = 0.1) -> None:
+    """Print what the project's trainer adds to a dense step of about ``target`` seconds, over a bare loop.
+
+    The trainer asks for a batch between two of its steps; there a twin of its model takes a bare step. So both take turns step by step,
+    and the time between two requests is the trainer's whole step. No checkpoint is written.
+    """
+    build = next(iter(models(setting, vocabulary)))[1]
+    module, twin = build(), build()
+    step = stepper(twin, "fp32", rate=None)
+    rows = setting.pretrain.batch
+    batch = random_batch((rows, positions), vocabulary, setting.pretrain.mask)
+    taken = []
+    for _ in range(WARM_UP + 5):
+        begin = time.perf_counter()
+        step(batch)
+        taken.append(time.perf_counter() - begin)
+    rows = max(1, round(rows * target / statistics.median(taken[WARM_UP:])))
+    batch = random_batch((rows, positions), vocabulary, setting.pretrain.mask)
+    pairs: list[tuple[float, float]] = []
+    ended: list[float] = []
+
+    def make(number: int) -> Batch:
+        asked = time.perf_counter()
+        step(batch)
+        now = time.perf_counter()
+        if ended:
+            pairs.append((asked - ended[-1], now - asked))
+        ended.append(now)
+        return batch
+
+    total = 2 * WARM_UP + 2 * rounds
+    module.optimisation = module.optimisation.model_copy(update={"steps": total})
+    with tempfile.TemporaryDirectory() as name:
+        scale: dict[str, Any] = {"precision": "fp32", "devices": 1, "nodes": 1, "threads": torch.get_num_threads()}
+        trainer, _ = make_trainer(Path(name), total, 10**9, scale)
+        fit(trainer, module, make, Path(name))
+    used = pairs[WARM_UP:]
+    bare = statistics.median(second for _, second in used)
+    added = statistics.median(first - second for first, second in used)
+    print(f"\nLightning, dense, fp32, batch {rows} x {positions}, {len(used)} pairs of steps")
+    print(f"bare step {1000 * bare:.1f} ms, the trainer adds {1000 * added:+.2f} ms, {added / bare:+.1%}")
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--profile", default="cpu", help="profile of the first table")
+    parser.add_argument("--paper", default="xmoe")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads of the larger size; 0: torch's default")
+    parser.add_argument("--precisions", nargs="*", default=["fp32", "bf16"], choices=["fp32", "bf16"], help="of the larger size")
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
+    root = config.project_root()
+    setting = config.setting(root, arguments.paper, arguments.profile)
+    data = config.data(root, arguments.profile)
+    vocabulary = data.tokens.vocabulary or 250002  # the bundled tokenizer's
+    positions = data.corpus.sequence_length if data.corpus else 64
+    default = torch.get_num_threads()
+    torch.set_num_threads(setting.threads)
+    compare(f"profile {arguments.profile}", setting, vocabulary, positions, setting.precision, arguments.rounds)
+    lightning_overhead(setting, vocabulary, positions, arguments.rounds)
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(arguments.threads or default)
+    larger = setting.model_copy(
+        update={
+            "encoder": config.Encoder(layers=6, width=256, heads=4, inner=1024),
+            "sparse": config.Sparse(experts=32, sublayers=1, inner=1024),
+            "pretrain": setting.pretrain.model_copy(update={"batch": 32, "mask": 0.15}),
+        }
+    )
+    for precision in arguments.precisions:
+        compare("6 layers, d 256", larger, 8192, 128, precision, arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()

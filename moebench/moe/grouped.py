@@ -1,0 +1,214 @@
+"""Linear maps and layer norms of many experts at once: rows sorted by expert, parameters with a leading axis of experts.
+
+A rows, E experts, D input width, F output width.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def grouped_linear(
+    rows_AD: Tensor, weight_EFD: Tensor, counts_E: Tensor, bias_EF: Tensor | None = None, backend: str | None = None
+) -> Tensor:
+    """Map row a of expert e to rows[a] @ weight[e].T + bias[e].
+
+    Under autocast everything is cast as `torch.nn.functional.linear` does. An expert without rows gets zero gradients.
+
+    Args:
+        rows_AD: (A, D), sorted by expert.
+        weight_EFD: (E, F, D).
+        counts_E: (E,) number of rows of each expert.
+        bias_EF: (E, F); none: no biases.
+        backend: ``loop``, plain autograd, the reference; ``segments``, an autograd function that writes each expert's results in place;
+            ``grouped_mm``, `torch.nn.functional.grouped_mm` (no fp64; D and F multiples of 16 bytes). None: ``grouped_mm`` for such
+            bf16 on a GPU, ``segments`` otherwise.
+
+    Returns:
+        (A, F).
+
+    Raises:
+        ValueError: ``counts_E`` is for other experts or rows, there is no such backend, or the type is fp16 on a CPU.
+    """
+    counts = _checked(counts_E, weight_EFD, rows_AD)
+    device = rows_AD.device.type
+    if torch.is_autocast_enabled(device):
+        rows_AD, weight_EFD = _autocast(rows_AD), _autocast(weight_EFD)
+        bias_EF = None if bias_EF is None else _autocast(bias_EF)
+    if device == "cpu" and rows_AD.dtype == torch.float16:
+        raise ValueError("float16 on a CPU: torch multiplies it a thousand times slower than bfloat16; take that or float32")
+    if backend is None:
+        aligned = all(size % 8 == 0 for size in weight_EFD.shape[1:])
+        backend = "grouped_mm" if device == "cuda" and rows_AD.dtype == torch.bfloat16 and aligned else "segments"
+    if backend not in BACKENDS:
+        raise ValueError(f"backend {backend!r}: should be one of {', '.join(BACKENDS)}")
+    return BACKENDS[backend](rows_AD, weight_EFD, counts, bias_EF)
+
+
+def grouped_layer_norm(rows_AD: Tensor, weight_ED: Tensor, bias_ED: Tensor, counts_E: Tensor) -> Tensor:
+    """Norm every row, then scale and shift it by its expert's vectors: (A, D), in the rows' type.
+
+    Raises:
+        ValueError: ``counts_E`` is for other experts or rows.
+    """
+    counts = _checked(counts_E, weight_ED, rows_AD)
+    normed_AD = F.layer_norm(rows_AD, rows_AD.shape[1:])
+    return torch.addcmul(_per_row(bias_ED, counts), normed_AD, _per_row(weight_ED, counts)).to(rows_AD.dtype)
+
+
+def _checked(counts_E: Tensor, parameter: Tensor, rows: Tensor) -> list[int]:
+    counts: list[int] = counts_E.tolist()
+    if len(counts) != len(parameter):
+        raise ValueError(f"counts of {len(counts)} experts, but parameters of {len(parameter)}")
+    if sum(counts) != len(rows):
+        raise ValueError(f"counts of {sum(counts)} rows, but {len(rows)} rows")
+    return counts
+
+
+def _autocast(values: Tensor) -> Tensor:
+    return values if values.dtype == torch.float64 else values.to(torch.get_autocast_dtype(values.device.type))
+
+
+def _by_loop(rows_AD: Tensor, weight_EFD: Tensor, counts: list[int], bias_EF: Tensor | None) -> Tensor:
+    # unbind, not [e]: the backward pass of indexing fills a gradient of all experts for each expert
+    bias = [None] * len(counts) if bias_EF is None else bias_EF.unbind()
+    return torch.cat([F.linear(*expert) for expert in zip(rows_AD.split(counts), weight_EFD.unbind(), bias, strict=True)])
+
+
+def _by_segments(rows_AD: Tensor, weight_EFD: Tensor, counts: list[int], bias_EF: Tensor | None) -> Tensor:
+    return _Segments.apply(rows_AD, weight_EFD, bias_EF, counts)
+
+
+def _by_grouped_mm(rows_AD: Tensor, weight_EFD: Tensor, counts: list[int], bias_EF: Tensor | None) -> Tensor:
+    ends_E = torch.tensor(counts, dtype=torch.int32, device=rows_AD.device).cumsum(0, dtype=torch.int32)
+    out_AF: Tensor = F.grouped_mm(rows_AD, weight_EFD.transpose(1, 2), offs=ends_E)
+    if out_AF.requires_grad:
+        out_AF.register_hook(Tensor.contiguous)  # it refuses the expanded gradient of a sum
+    return out_AF if bias_EF is None else out_AF + _per_row(bias_EF, counts)
+
+
+BACKENDS: dict[str, Callable[[Tensor, Tensor, list[int], Tensor | None], Tensor]] = {
+    "loop": _by_loop,
+    "segments": _by_segments,
+    "grouped_mm": _by_grouped_mm,
+}
+
+
+class _Segments(torch.autograd.Function):
+    """All experts write into one tensor each pass; gradients of weights are not zeroed before they are written."""
+
+    @staticmethod
+    def forward(ctx: Any, rows_AD: Tensor, weight_EFD: Tensor, bias_EF: Tensor | None, counts: list[int]) -> Tensor:
+        ctx.save_for_backward(rows_AD if ctx.needs_input_grad[1] else None, weight_EFD if ctx.needs_input_grad[0] else None)
+        ctx.counts = counts
+        out_AF = rows_AD.new_empty(len(rows_AD), weight_EFD.shape[1])
+
+        def work(e: int, rows: slice) -> None:
+            if bias_EF is None:
+                torch.mm(rows_AD[rows], weight_EFD[e].T, out=out_AF[rows])
+            else:
+                torch.addmm(bias_EF[e], rows_AD[rows], weight_EFD[e].T, out=out_AF[rows])
+
+        _for_each(counts, work, out_AF.device)
+        return out_AF
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_AF: Tensor) -> tuple[Tensor | None, ...]:
+        rows_AD, weight_EFD = ctx.saved_tensors
+        grad_AF = grad_AF.contiguous()  # that of a sum is expanded
+        experts, width = len(ctx.counts), grad_AF.shape[1]
+        grad_rows_AD = None if weight_EFD is None else grad_AF.new_empty(len(grad_AF), weight_EFD.shape[2])
+        grad_weight_EFD = None if rows_AD is None else grad_AF.new_empty(experts, width, rows_AD.shape[1])
+        grad_bias_EF = grad_AF.new_empty(experts, width) if ctx.needs_input_grad[2] else None
+
+        def work(e: int, rows: slice) -> None:
+            if grad_rows_AD is not None:
+                torch.mm(grad_AF[rows], weight_EFD[e], out=grad_rows_AD[rows])
+            if grad_weight_EFD is not None:
+                torch.mm(grad_AF[rows].T, rows_AD[rows], out=grad_weight_EFD[e])
+            if grad_bias_EF is not None:
+                torch.sum(grad_AF[rows], 0, out=grad_bias_EF[e])
+
+        _for_each(ctx.counts, work, grad_AF.device)
+        for grad in (grad_weight_EFD, grad_bias_EF):
+            _zero_without_rows(grad, ctx.counts)
+        return grad_rows_AD, grad_weight_EFD, grad_bias_EF, None
+
+
+class _PerRow(torch.autograd.Function):
+    """Gives each row of expert e a copy of values[e]; the gradient is a sum per expert, not one addition per row."""
+
+    @staticmethod
+    def forward(ctx: Any, values_EF: Tensor, counts: list[int]) -> Tensor:
+        ctx.counts = counts
+        return values_EF.repeat_interleave(torch.tensor(counts, device=values_EF.device), 0, output_size=sum(counts))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_AF: Tensor) -> tuple[Tensor, None]:
+        sums_EF = grad_AF.new_empty(len(ctx.counts), grad_AF.shape[1])
+        _for_each(ctx.counts, lambda e, rows: torch.sum(grad_AF[rows], 0, out=sums_EF[e]), grad_AF.device)
+        _zero_without_rows(sums_EF, ctx.counts)
+        return sums_EF, None
+
+
+def _per_row(values_EF: Tensor, counts: list[int]) -> Tensor:
+    return _PerRow.apply(values_EF, counts)
+
+
+def _zero_without_rows(grad: Tensor | None, counts: list[int]) -> None:
+    """Fill what no segment has written."""
+    for expert, count in enumerate(counts):
+        if grad is not None and not count:
+            grad[expert].zero_()
+
+
+def _for_each(counts: list[int], work: Callable[[int, slice], object], device: torch.device) -> None:
+    """Call ``work`` for each expert that has rows, with the place of its rows.
+
+    On a CPU, threads take one expert after the other, the largest first. If all threads shared every product, they would wait for each
+    other after each: for small products a fifth of the time on an idle machine, several times it on a busy one. Only the product of an
+    expert with more than half of a thread's part of the rows is shared.
+    """
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    ends = itertools.accumulate(counts)
+    segments = [(expert, slice(end - count, end)) for expert, (count, end) in enumerate(zip(counts, ends, strict=True)) if count]
+    share = sum(counts) / threads
+    alone = [] if threads == 1 else sorted((s for s in segments if 2 * counts[s[0]] <= share), key=lambda s: -counts[s[0]])
+    for segment in segments:
+        if threads == 1 or 2 * counts[segment[0]] > share:
+            work(*segment)
+    if not alone:
+        return
+    queue = iter(alone)
+
+    def run() -> None:
+        with torch.inference_mode():  # a thread starts with gradients on
+            for segment in queue:
+                work(*segment)
+
+    torch.set_num_threads(1)
+    try:
+        others = [_workers(threads - 1, os.getpid()).submit(run) for _ in range(threads - 1)]
+        run()
+        for other in others:
+            other.result()
+    finally:
+        torch.set_num_threads(threads)
+
+
+@functools.cache
+def _workers(threads: int, process: int) -> ThreadPoolExecutor:
+    """Keep threads that do not share their products out; a forked process needs its own."""
+    return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
