@@ -3,22 +3,26 @@
 from moebench.moe.capacity import queue_position
 from moebench.moe.contract import Router, RouterInputs, Routing
 from moebench.moe.dispatch import dispatch
-from moebench.moe.experts import ResidualExperts
+from moebench.moe.experts import FeedForwardExperts, ResidualExperts, SwiGLUExperts
+from moebench.moe.grouped import grouped_linear
 from moebench.moe.layer import Aux, MoELayer, SparseLayer
 from moebench.moe.losses import load_balance, router_z, squared_variation
 from moebench.moe.registry import build_layer, build_router, layer_names, router_names
 
 __all__ = [
     "Aux",
+    "FeedForwardExperts",
     "MoELayer",
     "ResidualExperts",
     "Router",
     "RouterInputs",
     "Routing",
     "SparseLayer",
+    "SwiGLUExperts",
     "build_layer",
     "build_router",
     "dispatch",
+    "grouped_linear",
     "layer_names",
     "load_balance",
     "queue_position",

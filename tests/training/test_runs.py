@@ -28,7 +28,7 @@ LOSSES = {"dense": {}, "xmoe": {"balance": 0.01}, "random": {}}
 
 
 def optimisation(steps=12):
-    return config.Pretraining(steps=steps, batch=8, rate=1e-2, mask=0.3, translation=0.25, checkpoint_every=5 if steps < 20 else steps)
+    return config.Pretraining(steps=steps, batch=8, rate=3e-3, mask=0.3, translation=0.25, checkpoint_every=5 if steps < 20 else steps)
 
 
 def run(folder, corpus, method, stop_at=None, steps=12, ranks=1):
@@ -66,7 +66,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, corpus, method):
 
 
 def test_training_learns_and_validation_is_the_same_each_time(tmp_path, corpus):
-    module, trainer = run(tmp_path / "run", corpus, "xmoe", steps=400)
+    module, trainer = run(tmp_path / "run", corpus, "xmoe", steps=800)
     measures = validate(trainer, module, SPARSE, corpus, TOKENIZER, 0.3)
     assert measures == validate(trainer, module, SPARSE, corpus, TOKENIZER, 0.3)
     perplexity = {row["language"]: row["value"] for row in measures if row["metric"] == "perplexity"}

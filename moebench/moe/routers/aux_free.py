@@ -5,13 +5,14 @@ T tokens, D model width, E experts, K chosen.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moebench.moe.contract import Router, RouterInputs, Routing, summed_over_ranks
+from moebench.moe.losses import router_z
 
 
 class AuxFree(Router):
@@ -23,7 +24,7 @@ class AuxFree(Router):
     The weights are raw, as in the paper. DeepSeek-V3 (arXiv 2412.19437) divides them by their sum (eq. 13: ``normalise``) and its code
     multiplies by 2.5 (``scale``). Embeddings start as N(0, 0.02²). The paper's models choose 6 of 64 narrow experts beside 2 shared ones.
 
-    Losses: none. DeepSeek-V3 keeps a small balance loss within each sequence, which is left out here.
+    Losses: ``z``, which the paper does not have. DeepSeek-V3 keeps a small balance loss within each sequence, which is left out here.
 
     Public code: LibMoE moves the bias inside the forward pass, so under gradient accumulation several times a step.
 
@@ -39,6 +40,8 @@ class AuxFree(Router):
     Raises:
         ValueError: ``k`` is not in 1 to E, or ``rate`` or ``scale`` is not above 0.
     """
+
+    losses: ClassVar[tuple[str, ...]] = ("z",)
 
     bias: Tensor
     counts: Tensor
@@ -78,7 +81,8 @@ class AuxFree(Router):
         expert_TK = biased_TE.topk(self.k).indices
         log_s_TK = log_s_TE.gather(1, expert_TK)
         weight_TK = log_s_TK.softmax(-1) if self.normalise else log_s_TK.exp()  # the softmax of log s is s / Σ s, without 0 / 0
-        routing = Routing.topk(expert_TK, weight_TK * self.scale, scores=biased_TE, losses={}, probs=log_s_TE.softmax(-1))
+        losses = {"z": router_z(logits_TE)}
+        routing = Routing.topk(expert_TK, weight_TK * self.scale, scores=biased_TE, losses=losses, probs=log_s_TE.softmax(-1))
         if self.training and self.embedding.requires_grad:
             self.counts += routing.load
         return routing

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from moebench.moe.contract import Router, RouterInputs, Routing, summed_over_ranks
+from moebench.moe.losses import router_z
 
 STRENGTHS = (1e-30, 1e3)
 """Range of λ. Where training cannot reach the sparsity, λ grows by its factor at every step until it overflows (or falls until it is
@@ -26,7 +27,7 @@ class ReMoE(Router):
 
     W has no bias and starts as N(0, 0.02²): about half of the experts are on at first, so early steps cost E/2 experts a token.
 
-    Losses: ``sparsity``, the penalty with its λ: its coefficient is 1.
+    Losses: ``sparsity``, the penalty with its λ: its coefficient is 1; ``z``, which the paper does not have.
 
     Deviations: the paper has one λ for all layers, set by their mean sparsity, and divides by their number; here each layer holds its
     own. Where S is exactly 1 − k/E the paper leaves λ, as here; public code divides it.
@@ -44,7 +45,7 @@ class ReMoE(Router):
         ValueError: ``k`` is not within 1 and E, ``start`` not within the range of λ, or ``factor`` not above 1.
     """
 
-    losses: ClassVar[tuple[str, ...]] = ("sparsity",)
+    losses: ClassVar[tuple[str, ...]] = ("sparsity", "z")
     strength: Tensor
     pairs: Tensor
 
@@ -72,7 +73,7 @@ class ReMoE(Router):
             self.pairs[1] += active_TE.numel()
         tokens = max(len(active_TE), 1)
         share_E = active_TE.to(weight_TE.dtype).sum(0) * (self.experts / (self.k * tokens))
-        losses = {"sparsity": self.strength.to(weight_TE.dtype) * (share_E * weight_TE.sum(0)).sum() / tokens}
+        losses = {"sparsity": self.strength.to(weight_TE.dtype) * (share_E * weight_TE.sum(0)).sum() / tokens, "z": router_z(logits_TE)}
         total_T1 = weight_TE.sum(1, keepdim=True)
         probs_TE = torch.where(total_T1 > 0, weight_TE / total_T1, 1 / self.experts)
         return Routing.from_mask(active_TE, weight_TE, scores=logits_TE, losses=losses, probs=probs_TE)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from moebench.moe.capacity import check_factors, queue_position
 from moebench.moe.contract import Router, RouterInputs, Routing
+from moebench.moe.losses import router_z
 
 
 class StableMoE(Router):
@@ -51,7 +52,7 @@ class StableMoE(Router):
         ValueError: an option is out of its range.
     """
 
-    losses: ClassVar[tuple[str, ...]] = ("balance", "distil")
+    losses: ClassVar[tuple[str, ...]] = ("balance", "distil", "z")
 
     steps: Tensor
 
@@ -103,6 +104,7 @@ class StableMoE(Router):
             capacity = max(int(self.capacity_factor * len(expert_T) / self.experts), 1)
             kept_T1 = (queue_position(expert_T) < capacity)[:, None]
         losses = {"balance": scores_TE.new_zeros(()), "distil": scores_TE.new_zeros(())} if stage2 else stage1(scores_TE, distilled_TE)
+        losses["z"] = router_z(scores_TE)
         return Routing.topk(expert_T[:, None], weight_T[:, None], scores=chosen_by_TE, losses=losses, kept=kept_T1)
 
     @torch.no_grad()
