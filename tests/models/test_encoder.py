@@ -111,10 +111,13 @@ def test_a_router_that_needs_attention_is_given_the_block_befores():
 
 
 def test_flops_of_a_sparse_encoder_count_what_its_rows_cost():
-    form = shape(layers=2, width=16, inner=24)
-    encoder = build_encoder(form, SPARSE, MOE, 50)
+    encoder = build_encoder(shape(positions="relative"), SPARSE, MOE, 50)  # its bias takes the attention that the counter sees
     dense, router = flops_per_token(encoder, None, 7), encoder.sparse.router.flops_per_token
     expert = SPARSE.sublayers * 4 * 16 * SPARSE.inner
+    encoder.sparse.experts.backend = "loop"  # torch's counter sees its products
+    with FlopCounterMode(display=False) as counter:
+        encoder(torch.zeros(3, 7, dtype=torch.long), torch.ones(3, 7, dtype=torch.bool))
+    assert counter.get_total_flops() == pytest.approx(21 * flops_per_token(encoder, SPARSE, 7))
     assert flops_per_token(encoder, SPARSE, 7, rows=1.5) == pytest.approx(dense + 1.5 * expert + router)
     assert router == 2 * sum(parameter.numel() for parameter in encoder.sparse.router.parameters() if parameter.ndim == 2)
 

@@ -86,7 +86,7 @@ def test_training_balances_and_evaluation_takes_the_best():
         assert torch.equal(routing.token, torch.arange(50))
         torch.testing.assert_close(routing.weight.detach(), 1 / (1 + (-s[torch.arange(50), routing.expert]).exp()))
         torch.testing.assert_close(routing.scores, s)
-        assert routing.losses == {}
+        assert set(routing.losses) == {"z"}
         assert routing.dropped == 0
 
 

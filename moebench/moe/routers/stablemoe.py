@@ -33,7 +33,7 @@ class StableMoE(Router):
     Losses, means over tokens where the originals are sums, 0 in stage 2, and in evaluation what stage 1 would report: ``balance``,
     1/T Σ_e (n_e − n) / n · Σ_{t on e} σ(s_te), with n_e tokens on e before any is dropped and n = T / E; 0 when loads are equal, and
     negative at best. ``distil``: the cross-entropy of softmax(ŝ_t) against a; only d and ê get its gradient. The public code multiplies
-    both by 0.3; the paper shows no factor for the second.
+    both by 0.3; the paper shows no factor for the second. ``z``, of the scores, in both stages, which the paper does not have.
 
     Start, as in the public code: e and ê orthogonal with gain 0.1, d from N(0, 1).
 
