@@ -72,32 +72,36 @@ class Corpus(Config):
 
 
 class Tokens(Config):
-    """Which tokenizer: SentencePiece trained on the training corpus, or the bundled XLM-R pieces."""
+    """Which tokenizer: SentencePiece trained on the training corpus, the bundled XLM-R pieces, or a checkpoint's."""
 
-    source: Literal["trained", "bundled"] = "trained"
+    source: Literal["trained", "bundled", "hub"] = "trained"
     vocabulary: Positive | None = None
     """Number of pieces; only for ``trained``, where it is required."""
+    checkpoint: str | None = None
+    """A folder below ``data/downloads``, or owner/name@revision; only for ``hub``, where it is required."""
 
     @model_validator(mode="after")
-    def _vocabulary_belongs_to_trained(self) -> Tokens:
+    def _options_fit_the_source(self) -> Tokens:
         if (self.vocabulary is None) == (self.source == "trained"):
             raise ValueError(f"vocabulary is {'required' if self.source == 'trained' else 'not an option'} for source {self.source!r}")
+        if (self.checkpoint is None) == (self.source == "hub"):
+            raise ValueError(f"checkpoint is {'required' if self.source == 'hub' else 'not an option'} for source {self.source!r}")
         return self
 
 
 class Data(Config):
     """The data of a profile: ``data/profiles/<profile>.yaml``."""
 
-    source: Literal["constructed", "files"]
+    source: Literal["constructed", "files", "hub"]
     tasks: Annotated[tuple[str, ...], Field(min_length=1)]
     constructed: Constructed | None = None
     """Options of the generator; only for source ``constructed``."""
     languages: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    """Languages of the test sets, only for source ``files``; none: all whose files are there."""
+    """Languages of the test sets, not for source ``constructed``; none: all whose files are there, or that ``data/sources.yaml`` lists."""
     train_files: dict[str, str] = {}
     """Training set → file below the folder that holds it; where the benchmark's own training file is not at hand."""
     corpus_files: dict[str, str] = {}
-    """Language → plain-text file (a document a line) below the folder, for pre-training."""
+    """Language → plain-text file (a document a line) or folder of such files ``*.txt``, below the folder, for pre-training."""
     corpus: Corpus | None = None
     """Shape of the pre-training rows; none: no pre-training corpus is prepared."""
     tokens: Tokens
@@ -111,6 +115,8 @@ class Data(Config):
             raise ValueError("the section 'constructed' belongs to, and is required by, source 'constructed' alone")
         if self.source == "constructed" and (self.train_files or self.corpus_files or self.languages):
             raise ValueError("languages, train_files and corpus_files belong to source 'files' (constructed.languages is the number made)")
+        if self.source == "hub" and (self.train_files or self.corpus_files):
+            raise ValueError("train_files and corpus_files belong to source 'files'; the sets of source 'hub' stand in data/sources.yaml")
         if self.tokens.source == "trained" and self.corpus is None:
             raise ValueError("a trained tokenizer needs the section 'corpus'")
         return self
@@ -215,7 +221,9 @@ class Setting(Config):
     """What runs for the table of routers."""
     baseline: str
     """The method that differences are taken against."""
-    initialisation: Literal["scratch", "bundled"] = "scratch"
+    initialisation: Literal["scratch", "bundled", "hub"] = "scratch"
+    checkpoint: str | None = None
+    """A folder below ``data/downloads``, or owner/name@revision (40 hexadecimal digits); only for ``hub``, where it is required."""
     frozen_routing: bool = True
     """Whether the methods that freeze the sparse layer in fine-tuning do so; not where that layer starts untrained."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -232,6 +240,13 @@ class Setting(Config):
     """Method → options of its router or layer that depend on the scale; they go before those of the method's file."""
     notes: dict[str, str] = {}
     """Key → where its value comes from if the paper does not state it, or what else the tables should say about it."""
+
+    @model_validator(mode="after")
+    def _checkpoint_belongs_to_hub(self) -> Setting:
+        if (self.checkpoint is None) == (self.initialisation == "hub"):
+            needed = "required" if self.initialisation == "hub" else "not an option"
+            raise ValueError(f"checkpoint is {needed} for initialisation {self.initialisation!r}")
+        return self
 
 
 # -------------------------------------------------------------------------------------------------------------- method

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -30,23 +32,26 @@ class Texts(Protocol):
 
 
 class _Rows:
-    """Rows of one file, growing in memory at four bytes an id."""
+    """Rows of one file. The ids go to disk at once, so that memory holds two words a row and not the corpus."""
 
-    def __init__(self, length: int) -> None:
+    def __init__(self, length: int, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         self._length = length
-        self._ids = array("i")
+        self._ids = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed when written)
         self.languages: list[str] = []
         self.kinds: list[str] = []
 
     def add(self, ids: list[int], language: str, kind: str, pad: int) -> None:
-        self._ids.extend(ids)
-        self._ids.extend([pad] * (self._length - len(ids)))
+        self._ids.write(array("i", ids + [pad] * (self._length - len(ids))).tobytes())
         self.languages.append(language)
         self.kinds.append(kind)
 
     def write(self, folder: Path, name: str) -> None:
-        with atomic_write(folder / f"{name}.npy", binary=True) as handle:
-            np.save(handle, np.frombuffer(self._ids, np.int32).reshape(-1, self._length))
+        header = {"descr": np.dtype(np.int32).str, "fortran_order": False, "shape": (len(self.kinds), self._length)}
+        with atomic_write(folder / f"{name}.npy", binary=True) as handle, self._ids:
+            np.lib.format.write_array_header_1_0(handle, header)
+            self._ids.seek(0)
+            shutil.copyfileobj(self._ids, handle)
         write_json(folder / f"{name}.json", {"language": self.languages, "kind": self.kinds})
 
 
@@ -87,7 +92,7 @@ def pack(
         raise MoebenchError(f"corpus.sequence_length is {sequence_length}; a translation row needs 5: three special pieces and two texts")
     counts = {}
     for split, limit in (("train", None), ("validation", validation_rows)):
-        rows = _Rows(sequence_length)
+        rows = _Rows(sequence_length, folder)
         _add_texts(rows, _batches(source.documents(split), step), tokenizer, sequence_length, limit)
         if not rows.languages:
             raise MoebenchError(f"{folder}: the source has no document of split {split!r}, so there are no pre-training rows")

@@ -1,10 +1,10 @@
-"""The data source that reads original benchmark files from a folder laid out as XTREME's download script leaves it."""
+"""The data source that reads original benchmark files from a folder: as XTREME's download script leaves them, or as they are published."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -19,55 +19,138 @@ from moebench.files import sha256
 HELD_OUT = 10
 """Every 10th group of a training set is its validation set where the English development set serves as a test set."""
 HELD_OUT_DOCUMENTS = 100
-"""Documents 1, 101, 201, ... of a corpus file are its validation documents."""
+"""Documents 1, 101, 201, ... of a language's corpus are its validation documents."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where a set's rows are.
+
+    Attributes:
+        files: read one after the other.
+        language: only the rows of this language count; empty: all.
+    """
+
+    files: tuple[Path, ...]
+    language: str = ""
+
+    def __str__(self) -> str:
+        return " + ".join(map(str, self.files))
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a task's files lie, below the folder or below its ``xtreme/``.
+    """Where a task's files lie, below the folder or below its ``xtreme/``, and under which names.
+
+    In a pattern ``{}`` is the language (pair) and ``*`` anything; files of one language that match it are one set. A name without ``{}`` is
+    a file of several languages. The first pattern of each kind is the name that XTREME's script gives, the others are the originals' own.
 
     Attributes:
         folder: the task's folder.
-        train: file of the training set, English.
-        test: patterns of the test files, the preferred one first; ``{}`` is the language (pair).
-        validation: file of the English development set, if it may serve as validation set; empty: the training set is split.
+        train: files of the English training set, below the parent folder; the first that are there count.
+        test: patterns of the test files.
+        development: patterns of the development files, which stand in for a test file without labels.
+        validates: whether the English development set may serve as validation set; otherwise the training set is split.
+        original: which download has the labels, and under which name it is read.
     """
 
     folder: str
-    train: str
+    train: tuple[str, ...]
     test: tuple[str, ...]
-    validation: str = ""
+    development: tuple[str, ...] = ()
+    validates: bool = True
+    original: str = ""
 
 
-_TSV = ("test-{}.tsv", "dev-{}.tsv")
 _TYDIQA = "tydiqa-goldp-v1.1-{0}/tydiqa.goldp.{1}.{0}.json"
+_UD = "UD_*/{}_*-ud-%s.conllu"
+_COLUMNS = ("conll", "bio", "iob2")
 LAYOUTS: dict[str, Layout] = {
-    **{name: Layout(name, f"{name}/train-en.tsv", _TSV, "dev-en.tsv") for name in ("xnli", "pawsx", "udpos", "panx")},
+    "xnli": Layout(
+        "xnli",
+        ("xnli/train-en.tsv", "xnli/XNLI-MT-1.0/multinli/multinli.train.en.tsv"),
+        ("test-{}.tsv", "labelled/test-{}.tsv", "XNLI-1.0/xnli.test.tsv"),
+        ("dev-{}.tsv", "XNLI-1.0/xnli.dev.tsv"),
+        original="unpack https://dl.fbaipublicfiles.com/XNLI/XNLI-1.0.zip into {}",
+    ),
+    "pawsx": Layout(
+        "pawsx",
+        ("pawsx/train-en.tsv", "pawsx/x-final/en/train.tsv"),
+        ("test-{}.tsv", "labelled/test-{}.tsv", "x-final/{}/test_2k.tsv"),
+        ("dev-{}.tsv", "x-final/{}/dev_2k.tsv"),
+        original="unpack https://storage.googleapis.com/paws/pawsx/x-final.tar.gz into {}",
+    ),
+    "udpos": Layout(
+        "udpos",
+        ("udpos/train-en.tsv", "udpos/train-en.conllu", "udpos/UD_*/en_*-ud-train.conllu"),
+        ("test-{}.tsv", "labelled/test-{}.tsv", "test-{}.conllu", _UD % "test"),
+        ("dev-{}.tsv", "dev-{}.conllu", _UD % "dev"),
+        original="put the treebanks' folders (UD_German-GSD, ...) of a release of https://universaldependencies.org into {}",
+    ),
+    "panx": Layout(
+        "panx",
+        ("panx/train-en.tsv", "panx/en/train", *(f"panx/train-en.{suffix}" for suffix in _COLUMNS)),
+        ("test-{}.tsv", "labelled/test-{}.tsv", "{}/test", *(f"test-{{}}.{suffix}" for suffix in _COLUMNS)),
+        ("dev-{}.tsv", "{}/dev", *(f"dev-{{}}.{suffix}" for suffix in _COLUMNS)),
+        original="unpack the language's archive (de.tar.gz) of WikiANN, Rahimi's splits, into {}/<language>",
+    ),
     # SQuAD's development set is no validation set for XQuAD: XQuAD is a part of it, translated.
-    "xquad": Layout("xquad", "squad/train-v1.1.json", ("xquad.{}.json",)),
-    "mlqa": Layout("mlqa/MLQA_V1", "squad/train-v1.1.json", tuple(f"{split}/{split}-context-{{}}.json" for split in ("test", "dev"))),
-    "tydiqa": Layout("tydiqa", "tydiqa/" + _TYDIQA.format("train", "en"), (_TYDIQA.format("dev", "{}"),)),
+    "xquad": Layout(
+        "xquad",
+        ("squad/train-v1.1.json",),
+        ("xquad.{}.json", "labelled/xquad.{}.json"),
+        validates=False,
+        original="put the language's file of https://github.com/google-deepmind/xquad into {}/labelled",
+    ),
+    "mlqa": Layout(
+        "mlqa/MLQA_V1",
+        ("squad/train-v1.1.json",),
+        ("test/test-context-{}.json", "labelled/test-context-{}.json"),
+        ("dev/dev-context-{}.json",),
+        validates=False,
+        original="put the test files of https://dl.fbaipublicfiles.com/MLQA/MLQA_V1.zip into {}/labelled",
+    ),
+    "tydiqa": Layout(
+        "tydiqa",
+        (
+            "tydiqa/" + _TYDIQA.format("train", "en"),
+            "tydiqa/tydiqa-goldp-v1.1-train/tydiqa-goldp-v1.1-train.json",
+            "tydiqa/tydiqa-goldp-v1.1-train.json",
+        ),
+        (
+            _TYDIQA.format("dev", "{}"),
+            "labelled/tydiqa.goldp.{}.dev.json",
+            "tydiqa-goldp-v1.1-dev/tydiqa-goldp-dev-{}.json",
+            "labelled/tydiqa-goldp-dev-{}.json",
+            "tydiqa-goldp-v1.1-dev.json",
+        ),
+        validates=False,
+        original="put tydiqa-goldp-v1.1-dev.json of https://github.com/google-research-datasets/tydiqa into {}",
+    ),
 }
 
 
 class FilesSource:
     """Rows of the real tasks, read from original files. Raises `MoebenchError` where a folder or file is not as it should be.
 
-    The languages are those whose files are there. A language's test set is its ``test`` file if that carries labels, its ``dev`` file
-    otherwise (XTREME's script strips the labels of the test files). The validation set is the English ``dev`` file, or every 10th group of
-    the training set where that file is a test set or does not exist; a group is all rows with the same premise, sentence or context.
-    ``max_train`` and ``max_test`` keep the first rows; ``max_test`` holds for the validation set as well.
+    The languages are those whose files are there. A language's test set is the first of its ``test`` files that carries labels, and where
+    none does its ``dev`` file (XTREME's script strips the labels of the test files). The validation set is the English ``dev`` file, or
+    every 10th group of the training set where that file is a test set or does not exist; a group is all rows with the same premise,
+    sentence or context. ``max_train`` and ``max_test`` keep the first rows; ``max_test`` holds for the validation set as well.
+
+    Task files are held in memory, those of one training set at a time; corpus files are streamed.
     """
 
     name = "files"
     pivot = "en"
 
-    def __init__(self, folder: Path, data: Data):
+    def __init__(self, folder: Path, data: Data, step: Callable[[str], object] = lambda what: None):
         """Check that every file that must be there is there; nothing is parsed yet.
 
         Args:
             folder: holds ``xnli/``, ``pawsx/``, ... or ``xtreme/`` with these.
             data: the profile's data section, of source ``files``.
+            step: called with each file's relative name before it is read, to show progress.
 
         Raises:
             MoebenchError: the folder, a training file or every test file of a task is missing, or a name is not as it should be.
@@ -78,8 +161,10 @@ class FilesSource:
             )
         self.folder = folder
         self.data = data
-        self._read_files: dict[Path, list[Row]] = {}
-        self._choices: dict[str, dict[str, Path]] = {}
+        self._step = step
+        self._held = ""
+        self._read_parts: dict[Part, list[Row]] = {}
+        self._choices: dict[str, dict[str, Part]] = {}
         self._reports: set[str] = set()
         self._tasks = [task(name) for name in data.tasks]
         for each in self._tasks:
@@ -95,11 +180,16 @@ class FilesSource:
                 )
         self._training = {each.train: self._training_file(each) for each in self._tasks}
         self._candidates = {each.name: self._test_files(each) for each in self._tasks}
+        self._development = {
+            each.name: next(iter(self._found(each, LAYOUTS[each.name].development).get(self.pivot, [])), None)
+            for each in self._tasks
+            if LAYOUTS[each.name].validates
+        }
         if data.languages is not None:
             self._keep_languages(data.languages)
         for language in data.corpus_files:
             _check_language(language, f"corpus_files: key {language!r}")
-        self._corpus = {language: self._named("corpus_files", language, name) for language, name in sorted(data.corpus_files.items())}
+        self._corpus = {language: self._corpus_files(language, name) for language, name in sorted(data.corpus_files.items())}
 
     # ------------------------------------------------------------------------------------------------------------ paths
 
@@ -115,35 +205,77 @@ class FilesSource:
         if pure.is_absolute() or ".." in pure.parts:
             raise MoebenchError(f"{key}.{name}: {value!r} leaves the folder; give a path below {self.folder}")
         path = self.folder / value
-        if not path.is_file():
+        if not path.exists():
             raise MoebenchError(f"{key}.{name}: no file {path}; give a file's path below {self.folder}")
         return path
 
-    def _training_file(self, each: Task) -> Path:
-        if each.train in self.data.train_files:
-            return self._named("train_files", each.train, self.data.train_files[each.train])
-        path = self._home(LAYOUTS[each.name].train)
-        if not path.is_file():
-            raise MoebenchError(
-                f"{path}: no such file, the training set {each.train!r} of task {each.name!r}; or name another in train_files"
-            )
-        return path
-
-    def _test_files(self, each: Task) -> dict[str, list[Path]]:
-        """Language (pair) → its test files, the preferred one first."""
-        layout = LAYOUTS[each.name]
-        home = self._home(layout.folder)
-        found: dict[str, list[Path]] = {}
-        for pattern in layout.test:
-            before, after = pattern.split("{}")
-            for path in sorted(home.glob(pattern.format("*"))):
-                name = path.relative_to(home).as_posix().removeprefix(before).removesuffix(after)
-                found.setdefault(_language(path, name, pairs=each.name == "mlqa"), []).append(path)
+    def _corpus_files(self, language: str, value: str) -> list[Path]:
+        """The file of that name, or all files ``*.txt`` of the folder of that name, sorted."""
+        path = self._named("corpus_files", language, value)
+        if path.is_file():
+            return [path]
+        found = sorted(file for file in path.rglob("*.txt") if file.is_file() and not file.name.startswith("."))
         if not found:
+            raise MoebenchError(f"corpus_files.{language}: the folder {path} holds no file *.txt")
+        return found
+
+    def _training_file(self, each: Task) -> Part:
+        if each.train in self.data.train_files:
+            path = self._named("train_files", each.train, self.data.train_files[each.train])
+            if not path.is_file():
+                raise MoebenchError(f"train_files.{each.train}: {path} is a folder; name a file")
+            return self._english((path,))
+        names = LAYOUTS[each.name].train
+        home = self._home("")
+        for name in names:
+            if found := tuple(sorted(path for path in home.glob(name) if path.is_file())):
+                return self._english(found)
+        also = f" (nor {', '.join(names[1:])})" if names[1:] else ""
+        raise MoebenchError(
+            f"{home / names[0]}: no such file{also}, the training set {each.train!r} of task {each.name!r}; or name another in train_files"
+        )
+
+    def _english(self, files: tuple[Path, ...]) -> Part:
+        """These files, or the English rows of one that holds several languages."""
+        several = files[0].suffix in (".json", ".tsv") and len(formats.languages(files[0])) > 1
+        return Part(files, self.pivot if several else "")
+
+    def _test_files(self, each: Task) -> dict[str, list[Part]]:
+        """Language (pair) → its test sets, the preferred one first; a labelled original that is trained on is none."""
+        layout = LAYOUTS[each.name]
+        found = self._found(each, (*layout.test, *layout.development))
+        if not found:
+            home = self._home(layout.folder)
             example = "de-question-de" if each.name == "mlqa" else "de"
-            expected = " or ".join(str(home / pattern.format(example)) for pattern in layout.test)
+            names = [pattern.format(example) for pattern in (layout.test[0], *layout.development[:1])]
+            expected = " or ".join(str(home / name) for name in names)
             raise MoebenchError(f"{home}: no test file of task {each.name!r}; expected for German, say, {expected}")
         return dict(sorted(found.items()))
+
+    def _found(self, each: Task, patterns: Iterable[str]) -> dict[str, list[Part]]:
+        """Language (pair) → the parts that the patterns find, in their order."""
+        home = self._home(LAYOUTS[each.name].folder)
+        training = set(self._training[each.train].files)
+        found: dict[str, list[Part]] = {}
+        for pattern in patterns:
+            for language, part in self._matches(home, pattern, pairs=each.name == "mlqa"):
+                if not (pattern.startswith("labelled/") and training & set(part.files)):
+                    found.setdefault(language, []).append(part)
+        return found
+
+    def _matches(self, home: Path, pattern: str, pairs: bool) -> Iterator[tuple[str, Part]]:
+        if "{}" not in pattern:
+            path = home / pattern
+            yield from ((language, Part((path,), language)) for language in (formats.languages(path) if path.is_file() else []))
+            return
+        shape = re.escape(pattern).replace(r"\{\}", "([^/]+?)").replace(r"\*", "[^/]*")
+        files: dict[str, list[Path]] = {}
+        for path in sorted(home.glob(pattern.format("*"))):
+            match = re.fullmatch(shape, path.relative_to(home).as_posix())
+            if match and path.is_file():
+                name = formats.LANGUAGE_NAMES.get(match[1], match[1]) if "goldp-dev" in pattern else match[1]
+                files.setdefault(_language(path, name, pairs), []).append(path)
+        yield from ((language, Part(tuple(paths))) for language, paths in files.items())
 
     def _keep_languages(self, wanted: tuple[str, ...]) -> None:
         """Leave out the test files of other languages, and MLQA's pairs with them."""
@@ -152,7 +284,7 @@ class FilesSource:
             if name not in there:
                 raise MoebenchError(f"languages: no test file of {name!r}{nearest(name, there)}; {self.folder} has: {', '.join(there)}")
         for name, found in self._candidates.items():
-            self._candidates[name] = {key: paths for key, paths in found.items() if set(key.split("-")) <= set(wanted)}
+            self._candidates[name] = {key: parts for key, parts in found.items() if set(key.split("-")) <= set(wanted)}
             if not self._candidates[name]:
                 raise MoebenchError(f"languages: task {name!r} has test files of {', '.join(found)}, none of {', '.join(wanted)}")
 
@@ -166,10 +298,9 @@ class FilesSource:
 
     @cached_property
     def _hashes(self) -> dict[str, str]:
-        paths = {*self._training.values(), *self._corpus.values()}
-        for each in self._tasks:
-            paths.update(path for files in self._candidates[each.name].values() for path in files)
-            paths.update(path for path in [self._development_file(each)] if path)
+        parts = [*self._training.values(), *(part for part in self._development.values() if part)]
+        parts += [part for found in self._candidates.values() for several in found.values() for part in several]
+        paths = {path for part in parts for path in part.files} | {path for files in self._corpus.values() for path in files}
         return dict(sorted((self._relative(path), sha256(path)) for path in paths))
 
     def files(self) -> dict[str, str]:
@@ -182,21 +313,25 @@ class FilesSource:
         return hashlib.sha256("".join(f"{name}\0{content}\n" for name, content in self._hashes.items()).encode()).hexdigest()
 
     def choices(self) -> dict[str, str]:
-        """``<task>.<language>``, ``<set>.train`` and ``<set>.validation`` → the relative file that serves; parses the test files.
+        """``<task>.<language>``, ``<set>.train`` and ``<set>.validation`` → the relative files that serve; parses the test files.
 
         Raises:
             MoebenchError: as `test` and `validation`.
         """
         chosen = {}
         for each in self._tasks:
-            for language, path in self._chosen(each).items():
-                chosen[f"{each.name}.{language}"] = self._relative(path)
-            chosen[f"{each.train}.train"] = self._relative(self._training[each.train])
-            development = self._validation_file(each.train)
+            for language, part in self._chosen(each).items():
+                chosen[f"{each.name}.{language}"] = self._shown(part)
+            chosen[f"{each.train}.train"] = self._shown(self._training[each.train])
+            development = self._validation_part(each.train)
             chosen[f"{each.train}.validation"] = (
-                self._relative(development) if development else f"{chosen[f'{each.train}.train']}, every {HELD_OUT}th group"
+                self._shown(development) if development else f"{chosen[f'{each.train}.train']}, every {HELD_OUT}th group"
             )
         return dict(sorted(chosen.items()))
+
+    def _shown(self, part: Part) -> str:
+        names = " + ".join(self._relative(path) for path in part.files)
+        return f"{names}, rows of {part.language}" if part.language else names
 
     def reports(self) -> list[str]:
         """What was odd in the files read so far, and kept or repaired: sentences that begin with the relative file, sorted."""
@@ -204,65 +339,80 @@ class FilesSource:
 
     # --------------------------------------------------------------------------------------------------------------- rows
 
-    def _read(self, each: Task, path: Path) -> list[Row]:
-        if path not in self._read_files:
-            parsers: dict[str, Callable[[], tuple[list[Row], list[str]]]] = {
-                "pair": lambda: formats.pairs(path, each.labels),
-                "tagging": lambda: formats.sentences(path, each.labels),
-                "qa": lambda: formats.squad(path),
-            }
-            self._read_files[path], reports = parsers[each.kind]()
-            self._reports.update(f"{self._relative(path)}: {report}" for report in reports)
-        return self._read_files[path]
+    def _read(self, each: Task, part: Part) -> list[Row]:
+        if each.train != self._held:
+            self._held = each.train
+            self._read_parts.clear()
+        if part not in self._read_parts:
+            rows: list[Row] = []
+            for path in part.files:
+                self._step(self._relative(path))
+                found, reports = self._parse(each, path, part.language)
+                rows += found
+                self._reports.update(f"{self._relative(path)}: {report}" for report in reports)
+            if not rows:
+                raise MoebenchError(
+                    f"{part}: no sentence has its text; the treebank's README says where to get it, or leave the language out"
+                )
+            self._read_parts[part] = rows
+        return self._read_parts[part]
 
-    def _chosen(self, each: Task) -> dict[str, Path]:
-        """Language (pair) → the first of its test files that carries labels, none of them the training file.
+    def _parse(self, each: Task, path: Path, language: str) -> tuple[list[Row], list[str]]:
+        if each.kind == "pair":
+            return formats.pairs(path, each.labels, language)
+        if each.kind == "qa":
+            return formats.squad(path, language)
+        if path.suffix == ".conllu":
+            return formats.conllu(path, each.labels, re.sub("^(train|dev|test)-", "", path.stem).partition("_")[0])
+        if path.suffix.removeprefix(".") in _COLUMNS:
+            return formats.columns(path, each.labels)
+        return formats.sentences(path, each.labels)
+
+    def _chosen(self, each: Task) -> dict[str, Part]:
+        """Language (pair) → the first of its test sets that carries labels, none of them the training set.
 
         Raises:
             MoebenchError: labels are stripped and no other file can stand in, or the test file is the training file.
         """
         if each.name not in self._choices:
             self._choices[each.name] = {
-                language: self._first_labelled(each, paths) for language, paths in self._candidates[each.name].items()
+                language: self._first_labelled(each, parts) for language, parts in self._candidates[each.name].items()
             }
         return self._choices[each.name]
 
-    def _first_labelled(self, each: Task, paths: list[Path]) -> Path:
-        for path in paths:
+    def _first_labelled(self, each: Task, parts: list[Part]) -> Part:
+        stripped: list[Part] = []
+        for part in parts:
             try:
-                self._read(each, path)
+                self._read(each, part)
             except LabelsStripped as error:
-                if path == paths[-1]:
-                    beside = (
-                        f"; or put the development file {path.name.replace('test-', 'dev-')} there" if path.name.startswith("test-") else ""
-                    )
-                    raise MoebenchError(f"{error}{beside}") from error
-                self._reports.add(f"{self._relative(path)}: labels stripped; {self._relative(paths[-1])} stands in")
+                stripped.append(part)
+                if part == parts[-1]:
+                    home, name = self._home(LAYOUTS[each.name].folder), part.files[0].name
+                    beside = f"; or put the development file {name.replace('test-', 'dev-')} there" if name.startswith("test-") else ""
+                    raise MoebenchError(f"{error}: {LAYOUTS[each.name].original.format(home)}{beside}") from error
             else:
-                self._refuse_leak(each, path)
-                return path
+                self._reports.update(f"{self._shown(other)}: labels stripped; {self._shown(part)} stands in" for other in stripped)
+                self._refuse_leak(each, part)
+                return part
         raise AssertionError("a language has at least one test file")
 
-    def _refuse_leak(self, each: Task, path: Path) -> None:
+    def _refuse_leak(self, each: Task, part: Part) -> None:
         training = self._training[each.train]
-        if self._hashes[self._relative(path)] == self._hashes[self._relative(training)]:
+        ours, theirs = ({self._hashes[self._relative(path)] for path in some.files} for some in (training, part))
+        if ours & theirs and (training.language == part.language or not (training.language and part.language)):
             raise MoebenchError(
-                f"{training}: the training set {each.train!r} has the content of {path}, which is scored; train on another file"
+                f"{training}: the training set {each.train!r} has the content of {part}, which is scored; train on another file"
             )
 
-    def _development_file(self, each: Task) -> Path | None:
-        layout = LAYOUTS[each.name]
-        path = self._home(layout.folder) / layout.validation
-        return path if layout.validation and path.is_file() else None
-
-    def _validation_file(self, training_set: str) -> Path | None:
-        """English development file that is the validation set; none: a part of the training set is held out for it."""
+    def _validation_part(self, training_set: str) -> Part | None:
+        """English development set that is the validation set; none: a part of the training set is held out for it."""
         each = self._task_of(training_set)
-        path = self._development_file(each)
-        if path is None or path in self._chosen(each).values():
+        part = self._development.get(each.name)
+        if part is None or part in self._chosen(each).values():
             return None
-        self._refuse_leak(each, path)
-        return path
+        self._refuse_leak(each, part)
+        return part
 
     def _task_of(self, training_set: str) -> Task:
         for each in self._tasks:
@@ -273,14 +423,14 @@ class FilesSource:
 
     def _split(self, training_set: str) -> tuple[list[Row], list[Row]]:
         """The training file's rows: those to train on and those held out, every 10th group, beginning with the first."""
-        path = self._training[training_set]
+        training = self._training[training_set]
         groups: dict[object, int] = {}
         parts: tuple[list[Row], list[Row]] = ([], [])
-        for row in self._read(self._task_of(training_set), path):
+        for row in self._read(self._task_of(training_set), training):
             key = row.get("group") or row.get("context") or tuple(row["words"])
             parts[groups.setdefault(key, len(groups)) % HELD_OUT == 0].append(row)
         if not parts[0]:
-            raise MoebenchError(f"{path}: has one group of examples; holding every {HELD_OUT}th out for validation needs two or more")
+            raise MoebenchError(f"{training}: has one group of examples; holding every {HELD_OUT}th out for validation needs two or more")
         return parts
 
     def train(self, training_set: str) -> list[Row]:
@@ -290,7 +440,7 @@ class FilesSource:
             MoebenchError: not a training set of the configured tasks, or a bad file.
         """
         each = self._task_of(training_set)
-        whole = self._validation_file(training_set) is not None
+        whole = self._validation_part(training_set) is not None
         rows = self._read(each, self._training[training_set]) if whole else self._split(training_set)[0]
         return rows[: self.data.max_train]
 
@@ -300,8 +450,8 @@ class FilesSource:
         Raises:
             MoebenchError: not a training set of the configured tasks, or a bad file.
         """
-        path = self._validation_file(training_set)
-        rows = self._read(self._task_of(training_set), path) if path else self._split(training_set)[1]
+        part = self._validation_part(training_set)
+        rows = self._read(self._task_of(training_set), part) if part else self._split(training_set)[1]
         return rows[: self.data.max_test]
 
     def test(self, task: str) -> dict[str, list[Row]]:
@@ -312,7 +462,7 @@ class FilesSource:
         """
         for each in self._tasks:
             if each.name == task:
-                return {language: self._read(each, path)[: self.data.max_test] for language, path in self._chosen(each).items()}
+                return {language: self._read(each, part)[: self.data.max_test] for language, part in self._chosen(each).items()}
         raise MoebenchError(f"task {task!r} is not configured{nearest(task, self.data.tasks)}; tasks are: {', '.join(self.data.tasks)}")
 
     # ------------------------------------------------------------------------------------------------------------- corpus
@@ -323,18 +473,23 @@ class FilesSource:
         Raises:
             MoebenchError: a corpus file is empty or not UTF-8.
         """
-        for language, path in self._corpus.items():
-            number = blank = first = 0
-            for line, text in formats.documents(path):
-                if not text:
-                    blank += 1
-                    first = first or line
-                    continue
-                if (number % HELD_OUT_DOCUMENTS == 0) == (split == "validation"):
-                    yield language, text
-                number += 1
-            if blank:
-                self._reports.add(f"{self._relative(path)}: line {first}: {blank} blank lines in the file, the first here; no documents")
+        for language, paths in self._corpus.items():
+            number = 0
+            for path in paths:
+                self._step(self._relative(path))
+                blank = first = 0
+                for line, text in formats.documents(path):
+                    if not text:
+                        blank += 1
+                        first = first or line
+                        continue
+                    if (number % HELD_OUT_DOCUMENTS == 0) == (split == "validation"):
+                        yield language, text
+                    number += 1
+                if blank:
+                    self._reports.add(
+                        f"{self._relative(path)}: line {first}: {blank} blank lines in the file, the first here; no documents"
+                    )
 
     def parallel(self, split: str) -> Iterator[tuple[str, str, str, str]]:
         """Nothing: there are no translated documents among these files."""

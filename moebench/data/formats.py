@@ -1,7 +1,7 @@
-"""Parsers of the original benchmark formats: pair TSV, token TSV and SQuAD JSON. Each error names file and line.
+"""Parsers of the original benchmark formats: pair TSV, token columns, CoNLL-U and SQuAD JSON. Each error names file and line.
 
-A parser returns the rows and its reports: what it found odd and kept or repaired, one sentence each, without the file's name.
-Nothing is skipped: a line is an example, or part of one, or an error.
+A parser returns the rows and its reports: what it found odd and kept, repaired or left out, one sentence each, without the file's name.
+Nothing is skipped in silence: a line is an example, or part of one, or reported, or an error.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,32 @@ REALIGN_WINDOW = 32
 DUMMY_FROM = 10
 """From this many labels on, one and the same valid label throughout a file counts as a dummy."""
 
+LANGUAGE_NAMES = {
+    "arabic": "ar",
+    "bengali": "bn",
+    "english": "en",
+    "finnish": "fi",
+    "indonesian": "id",
+    "korean": "ko",
+    "russian": "ru",
+    "swahili": "sw",
+    "telugu": "te",
+}
+"""How TyDiQA-GoldP calls its languages, in file names and at the beginning of question ids."""
+CONLLU_COLUMNS = 10
+
 _CONTROL = re.compile(r"[\x01-\x08\x0b-\x1f\x7f-\x9f]")
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 _PREFIX = re.compile(r"[a-z]{2,3}:")
+_TEXTS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("premise", "hypo"))
+_SYNONYMS = {"contradictory": "contradiction"}
+_RANKS = {
+    "": "VERB NOUN PROPN PRON ADJ NUM ADV INTJ AUX ADP DET PART CCONJ SCONJ X PUNCT",
+    "es": "VERB AUX PRON ADP DET",
+    "fr": "VERB AUX PRON NOUN ADJ ADV ADP DET PART SCONJ",
+    "it": "VERB AUX ADV PRON ADP DET INTJ",
+}
+"""Language (empty: every other) → the order in which a multiword token takes its tag from words that are equally near the root."""
 
 
 class LabelsStripped(MoebenchError):
@@ -158,41 +182,86 @@ def _unquote(cells: Iterable[list[str]]) -> tuple[list[list[str]], int]:
     return [[cell[1:-1].replace('""', '"') if '"' in cell else cell for cell in row] for row in cells], len(marked)
 
 
-def pairs(path: Path, labels: Sequence[str]) -> tuple[list[Row], list[str]]:
-    """Read ``text TAB text TAB label`` (XNLI, PAWS-X), or PAWS-X's original four columns under the header ``id sentence1 sentence2 label``.
+def pairs(path: Path, labels: Sequence[str], language: str = "") -> tuple[list[Row], list[str]]:
+    """Read ``text TAB text TAB label`` (XNLI, PAWS-X), or any columns under a header that names them, as the originals have.
+
+    A header names the texts ``sentence1`` and ``sentence2``, ``premise`` and ``hypothesis`` or ``premise`` and ``hypo``, and the label
+    ``gold_label`` or ``label``; other columns are not read. Of a file of several languages (column ``language``, as in XNLI 1.0) the rows
+    of ``language`` alone are. XNLI's ``contradictory`` is read as ``contradiction``.
 
     ``id`` is ``<file stem>:<line>``. ``group`` counts the runs of equal first texts from 0, the index of the premise in XNLI; a first text
     that comes back later keeps its first number.
 
     Raises:
         LabelsStripped: no line has a label, or all have the same.
-        MoebenchError: wrong columns, an empty text, a missing or unknown label.
+        MoebenchError: wrong columns, an empty text, a missing or unknown label, no row of the language.
     """
     text = read_text(path)
     reports = _controls(text)
     cells = [line.split("\t") for line in _lines(text)]
-    header = cells[0][:3] == ["id", "sentence1", "sentence2"]
-    columns = (["id"] if header else []) + ["first text", "second text", "label"]
-    cells = cells[1:] if header else cells
-    lines = range(2 if header else 1, len(cells) + (2 if header else 1))
+    columns, places = _columns_of(cells[0])
+    lines: Sequence[int] = range(2 if columns else 1, len(cells) + 1)
+    if columns:
+        cells = cells[1:]
+    else:
+        columns = ["first text", "second text", "label"]
     if not cells:
         raise MoebenchError(f"{path}: holds a header and no examples; fetch it again")
     _check_columns(path, [len(cell) for cell in cells], lines, columns, "label")
+    if language:
+        if "language" not in columns:
+            raise MoebenchError(f"{path}:1: no column 'language' among {', '.join(columns)}")
+        place = columns.index("language")
+        lines = [line for cell, line in zip(cells, lines, strict=True) if cell[place] == language]
+        cells = [cell for cell in cells if cell[place] == language]
+        if not cells:
+            raise MoebenchError(f"{path}: holds no row of language {language!r}")
+    cells = [[cell[place] for place in places] for cell in cells]
+    renamed = 0
+    for cell in cells:
+        if _SYNONYMS.get(cell[-1]) in labels:
+            cell[-1] = _SYNONYMS[cell[-1]]
+            renamed += 1
+    if renamed:
+        reports.append(f"{renamed} labels are spelled {', '.join(_SYNONYMS)}; read as {', '.join(_SYNONYMS.values())}")
     _check_labels(path, [cell[-1] for cell in cells], lines, labels, "label")
     cells, unquoted = _unquote(cells)
     if unquoted:
         reports.append(f"{unquoted} texts stand in CSV quotation marks; taken off")
     rows: list[Row] = []
-    groups: dict[str, int] = {}
-    stem, run = path.stem, -1
-    for (*_, first, second, label), line in zip(cells, lines, strict=True):
+    groups = Groups()
+    stem = path.stem
+    for (first, second, label), line in zip(cells, lines, strict=True):
         for name, value in (("first", first), ("second", second)):
             if not value.strip():
                 raise MoebenchError(f"{path}:{line}: the {name} text is empty; complete or remove the line")
-        run += not rows or rows[-1]["text_a"] != first
-        group = str(groups.setdefault(first, run))
-        rows.append({"id": f"{stem}:{line}", "text_a": first, "text_b": second, "label": label, "group": group})
+        rows.append({"id": f"{stem}:{line}", "text_a": first, "text_b": second, "label": label, "group": groups.of(first)})
     return rows, reports
+
+
+def _columns_of(cells: list[str]) -> tuple[list[str], list[int]]:
+    """Column names of a file whose first line is a header, none otherwise; and the places of the two texts and the label."""
+    texts = next((pair for pair in _TEXTS if set(pair) <= set(cells)), None)
+    if not texts:
+        return [], [0, 1, 2]
+    label = next((name for name in ("gold_label", "label") if name in cells), "label")
+    columns = cells if label in cells else [*cells, label]
+    return columns, [columns.index(name) for name in (*texts, label)]
+
+
+class Groups:
+    """Numbers for first texts: the run of equal texts in which one first occurs, from 0."""
+
+    def __init__(self) -> None:
+        self._run = -1
+        self._last = ""
+        self._first: dict[str, int] = {}
+
+    def of(self, text: str) -> str:
+        """Return the number of the next row's first text."""
+        self._run += self._run < 0 or text != self._last
+        self._last = text
+        return str(self._first.setdefault(text, self._run))
 
 
 # ---------------------------------------------------------------------------------------------------------------- tags
@@ -213,15 +282,47 @@ def sentences(path: Path, labels: Sequence[str]) -> tuple[list[Row], list[str]]:
         MoebenchError: wrong columns, an empty token, a missing or unknown tag, an ``I-`` tag inside an entity of another type.
     """
     text = read_text(path)
-    reports = _controls(text)
     numbered = [(number, line) for number, line in enumerate(_lines(text), start=1) if line.strip(" ")]
     lines, full = [number for number, _ in numbered], [line for _, line in numbered]
     _check_columns(path, [line.count("\t") + 1 for line in full], lines, ["token", "tag"], "tag")
     # One tuple a line, of which there are millions, not one list: the garbage collector walks lists again and again.
-    cells = [line.partition("\t") for line in full]
-    _check_labels(path, [tag for _, _, tag in cells], lines, labels, "tag")
-    prefix = _PREFIX.match(full[0])
-    common = prefix.group() if prefix and all(line.startswith(prefix.group()) for line in full) else ""
+    return _tagged(path, lines, [line.partition("\t")[::2] for line in full], labels, _controls(text))
+
+
+def columns(path: Path, labels: Sequence[str]) -> tuple[list[Row], list[str]]:
+    """Read CoNLL columns: the token first, the tag last, anything between; a blank line between sentences.
+
+    Columns are separated by tabs where every line has one, otherwise by runs of spaces. Lines ``-DOCSTART-`` are no tokens.
+    Prefixes, ids and IOB2 as in `sentences`.
+
+    Raises:
+        LabelsStripped: lines have one column, or all the same tag.
+        MoebenchError: lines of unequal width, or as `sentences`.
+    """
+    text = read_text(path)
+    numbered = [(number, line) for number, line in enumerate(_lines(text), start=1) if line.strip() and not line.startswith("-DOCSTART-")]
+    if not numbered:
+        raise MoebenchError(f"{path}: holds no tokens; fetch it again")
+    tabs = all("\t" in line for _, line in numbered)
+    cells = [line.split("\t") if tabs else line.split() for _, line in numbered]
+    lines, width = [number for number, _ in numbered], len(cells[0])
+    if all(len(cell) == 1 for cell in cells):
+        raise LabelsStripped(path, "every line has 1 column, the tag is missing")
+    for cell, line in zip(cells, lines, strict=True):
+        if len(cell) != width or width == 1:
+            raise MoebenchError(
+                f"{path}:{line}: expected {max(width, 2)} columns (token, ..., tag) as on line {lines[0]}, found {len(cell)}"
+            )
+    return _tagged(path, lines, [(cell[0], cell[-1]) for cell in cells], labels, _controls(text))
+
+
+def _tagged(
+    path: Path, lines: Sequence[int], cells: Sequence[tuple[str, ...]], labels: Sequence[str], reports: list[str]
+) -> tuple[list[Row], list[str]]:
+    """Rows of (token, tag) cells, which stand on these lines; lines in sequence are a sentence."""
+    _check_labels(path, [tag for _, tag in cells], lines, labels, "tag")
+    prefix = _PREFIX.match(cells[0][0])
+    common = prefix.group() if prefix and all(token.startswith(prefix.group()) for token, _ in cells) else ""
     if common:
         reports.append(f"every token carries the prefix {common!r}; taken off")
     rows: list[Row] = []
@@ -229,7 +330,7 @@ def sentences(path: Path, labels: Sequence[str]) -> tuple[list[Row], list[str]]:
     tags: list[str] = []
     openings = []
     stem, last = path.stem, -1
-    for line, (token, _, tag) in zip(lines, cells, strict=True):
+    for line, (token, tag) in zip(lines, cells, strict=True):
         if line != last + 1:
             words, tags = [], []
             rows.append({"id": f"{stem}:{line}", "words": words, "tags": tags})
@@ -247,6 +348,143 @@ def sentences(path: Path, labels: Sequence[str]) -> tuple[list[Row], list[str]]:
     if openings:
         reports.append(f"line {openings[0]}: {len(openings)} entities of the file open with an I- tag, the first here; kept")
     return rows, reports
+
+
+# -------------------------------------------------------------------------------------------------- Universal Dependencies
+
+
+@dataclass
+class Sentence:
+    """A sentence of Universal Dependencies: its words, their tags and heads (numbers from 1, 0 is the root), and multiword tokens.
+
+    Attributes:
+        words: forms of the syntactic words.
+        tags: their universal parts of speech.
+        heads: number of each word's head.
+        spans: (first word, last word, form) of each multiword token, in order.
+        line: line of the first word, for ids and messages.
+        lines: line of each word.
+    """
+
+    words: list[str]
+    tags: list[str]
+    heads: list[int]
+    spans: list[tuple[int, int, str]]
+    line: int = 0
+    lines: list[int] = field(default_factory=list)
+
+    def withheld(self) -> bool:
+        """Whether the text is left out, ``_`` standing for all words or all but one, as in treebanks whose text must be bought."""
+        missing = self.words.count("_")
+        return missing > 0 and missing >= len(self.words) - 1
+
+    def surface(self, language: str) -> tuple[list[str], list[str]]:
+        """Words as they are written and their tags, as XTREME's script makes them.
+
+        A multiword token (French ``du`` for ``de le``) is one word with the tag of its head: of its words the one nearest the root, and
+        of several the first by `_RANKS`. Spaces and zero-width non-joiners inside a word are taken out.
+        """
+        rank = _RANKS.get(language, _RANKS[""]).split()
+
+        def order(word: int) -> tuple[int, int, int]:
+            tag = self.tags[word - 1]
+            return self._depth(word), rank.index(tag) if tag in rank else len(rank), word
+
+        words, tags, spans = list(self.words), list(self.tags), self.spans
+        for first, last, form in reversed(spans):
+            words[first - 1 : last] = [form]
+            tags[first - 1 : last] = [self.tags[min(range(first, last + 1), key=order) - 1]]
+        return [word.replace(" ", "").replace("\u200c", "") for word in words], tags
+
+    def _depth(self, word: int) -> int:
+        depth = 0
+        while word and depth <= len(self.heads):  # damaged heads may go in circles
+            word, depth = self.heads[word - 1], depth + 1
+        return depth
+
+
+def conllu(path: Path, labels: Sequence[str], language: str = "") -> tuple[list[Row], list[str]]:
+    """Read CoNLL-U (a treebank of Universal Dependencies): rows of words and their universal parts of speech.
+
+    Comments and empty nodes (``8.1``) are no words; for multiword tokens (``1-2``) see `Sentence.surface`. Sentences whose text is
+    withheld are left out and reported. ``id`` is ``<file stem>:<line of the first word>``.
+
+    Args:
+        path: the file.
+        labels: the tags.
+        language: the treebank's, which decides in which order tags count in multiword tokens.
+
+    Raises:
+        LabelsStripped: no word has a tag, or all have the same.
+        MoebenchError: not ten columns, ids out of sequence, an empty word, a missing or unknown tag.
+    """
+    text = read_text(path)
+    reports = _controls(text)
+    found = list(_sentences_of(path, text))
+    if not found:
+        raise MoebenchError(f"{path}: holds no sentences; fetch it again")
+    tags = [tag for sentence in found for tag in sentence.tags]
+    _check_labels(path, tags, [line for sentence in found for line in sentence.lines], labels, "tag")
+    rows: list[Row] = []
+    fused = joined = 0
+    for sentence in found:
+        if sentence.withheld():
+            continue
+        words, tags = sentence.surface(language)
+        if not all(words):
+            raise MoebenchError(f"{path}:{sentence.line}: a word of this sentence is empty; complete or remove it")
+        fused += len(sentence.spans)
+        joined += sum(" " in word or "\u200c" in word for word in (*sentence.words, *(form for *_, form in sentence.spans)))
+        rows.append({"id": f"{path.stem}:{sentence.line}", "words": words, "tags": [sys.intern(tag) for tag in tags]})
+    if fused:
+        reports.append(f"{fused} multiword tokens; each is one word with its head's tag")
+    if joined:
+        reports.append(f"{joined} words hold spaces or zero-width non-joiners; taken out")
+    if len(rows) < len(found):
+        reports.append(f"{len(found) - len(rows)} sentences have '_' for words, their text is withheld; left out")
+    return rows, reports
+
+
+def _sentences_of(path: Path, text: str) -> Iterator[Sentence]:
+    sentence = Sentence([], [], [], [])
+
+    def complete() -> Sentence:
+        if sentence.spans and sentence.spans[-1][1] > len(sentence.words):
+            raise MoebenchError(f"{path}:{sentence.lines[-1]}: the sentence ends inside a multiword token")
+        return sentence
+
+    for number, line in enumerate(_lines(text), start=1):
+        if not line.strip():
+            if sentence.words:
+                yield complete()
+            sentence = Sentence([], [], [], [])
+            continue
+        if line.startswith("#"):
+            continue
+        cells = line.split("\t")
+        if len(cells) != CONLLU_COLUMNS:
+            raise MoebenchError(f"{path}:{number}: expected {CONLLU_COLUMNS} tab-separated columns (CoNLL-U), found {len(cells)}")
+        identifier, form, tag, head = cells[0], cells[1], cells[3], cells[6]
+        due = len(sentence.words) + 1
+        if re.fullmatch(r"\d+\.\d+", identifier):
+            continue
+        if not form.strip():
+            raise MoebenchError(f"{path}:{number}: the word is empty; complete or remove the line")
+        if span := re.fullmatch(r"(\d+)-(\d+)", identifier):
+            first, last = int(span[1]), int(span[2])
+            if first != due or last <= first or (sentence.spans and sentence.spans[-1][1] >= first):
+                raise MoebenchError(f"{path}:{number}: multiword token {identifier!r} is out of sequence, word {due} is due")
+            sentence.spans.append((first, last, form))
+        elif identifier == str(due):
+            sentence.line = sentence.line or number
+            sentence.lines.append(number)
+            sentence.words.append(form)
+            sentence.tags.append("" if tag == "_" else tag)
+            sentence.heads.append(int(head) if head.isdecimal() else 0)
+        else:
+            raise MoebenchError(f"{path}:{number}: id {identifier!r} is out of sequence, word {due} is due")
+    if sentence.words:
+        yield complete()
 
 
 # ---------------------------------------------------------------------------------------------------------------- SQuAD
@@ -281,25 +519,27 @@ def _member(path: Path, value: Any, key: str, kind: type, where: str) -> Any:
     return found
 
 
-def _realign(context: str, text: str, start: int) -> int | None:
-    """Start of the occurrence of ``text`` nearest to ``start`` within the window, the earlier of two; none if there is none."""
+def realign(context: str, text: str, start: int, window: int = REALIGN_WINDOW) -> int | None:
+    """Return where ``text`` occurs nearest to ``start`` within ``window``, the earlier of two places; none if nowhere."""
     places = []
-    place = context.find(text, max(0, start - REALIGN_WINDOW))
-    while 0 <= place <= start + REALIGN_WINDOW:
+    place = context.find(text, max(0, start - window))
+    while 0 <= place <= start + window:
         places.append(place)
         place = context.find(text, place + 1)
     return min(places, key=lambda place: (abs(place - start), place), default=None)
 
 
-def squad(path: Path) -> tuple[list[Row], list[str]]:
+def squad(path: Path, language: str = "") -> tuple[list[Row], list[str]]:
     """Read SQuAD v1.1 JSON (SQuAD, XQuAD, MLQA, TyDiQA-GoldP).
 
+    Of a file of several languages (TyDiQA-GoldP's own) the questions of ``language`` alone are read; their ids begin with its English name.
     ``id`` is the question's; a second use of one gets ``#2`` and so on, reported. An answer that is not where its offset says is moved to
     the nearest exact occurrence within `REALIGN_WINDOW` characters, reported.
 
     Raises:
         LabelsStripped: no question has an answer text.
-        MoebenchError: not JSON, not of SQuAD's shape, an empty text, a question without an answer, an answer that is not in its context.
+        MoebenchError: not JSON, not of SQuAD's shape, an empty text, a question without an answer, an answer that is not in its context,
+            no question of the language.
     """
     text = read_text(path)
     reports: list[str] = []
@@ -313,6 +553,10 @@ def squad(path: Path) -> tuple[list[Row], list[str]]:
                 questions.append((f"{place}.qas[{q}]", context, question))
     if not questions:
         raise MoebenchError(f"{path}: holds no questions; fetch it again")
+    if language:
+        questions = [each for each in questions if _language_of(_member(path, each[2], "id", str, each[0])) == language]
+        if not questions:
+            raise MoebenchError(f"{path}: holds no question of language {language!r}")
 
     rows: list[Row] = []
     taken: dict[str, int] = {}
@@ -342,7 +586,7 @@ def squad(path: Path) -> tuple[list[Row], list[str]]:
             if not span.strip():
                 continue  # an answer without a text is none: settled below, for the question and for the file
             if start < 0 or context[start : start + len(span)] != span:
-                moved = _realign(context, span, start)
+                moved = realign(context, span, start)
                 if moved is None:
                     there = context[max(start, 0) : max(start, 0) + len(span)]
                     raise MoebenchError(
@@ -369,3 +613,29 @@ def squad(path: Path) -> tuple[list[Row], list[str]]:
     if controls:
         reports.append(f"{len(controls)} texts hold control characters, the first is {controls[0]}; kept")
     return rows, reports
+
+
+# ------------------------------------------------------------------------------------------------------- several languages
+
+
+def _language_of(identifier: str) -> str:
+    return LANGUAGE_NAMES.get(identifier.partition("-")[0], "")
+
+
+def languages(path: Path) -> list[str]:
+    """Return the languages of a file that holds several, sorted; empty for a file that does not name its rows' languages.
+
+    JSON names them in question ids (TyDiQA-GoldP), TSV in a column ``language`` (XNLI 1.0).
+
+    Raises:
+        MoebenchError: the file cannot be read, is empty or is not UTF-8.
+    """
+    if path.suffix == ".json":
+        return sorted({_language_of(name) for name in re.findall(r'"id"\s*:\s*"([a-z]+)-', read_text(path))} - {""})
+    with open(path, "rb") as handle:
+        columns = handle.readline().decode("utf-8", "replace").rstrip("\r\n").split("\t")
+    if not _columns_of(columns)[0] or "language" not in columns:
+        return []
+    place = columns.index("language")
+    cells = (line.split("\t") for line in _lines(read_text(path))[1:])
+    return sorted({cell[place] for cell in cells if len(cell) > place})

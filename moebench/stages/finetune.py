@@ -10,7 +10,7 @@ from safetensors import safe_open
 
 from moebench import config
 from moebench.catalogue import task
-from moebench.data.tokenizer import Tokenizer
+from moebench.data import hub_tokenizer
 from moebench.errors import MoebenchError
 from moebench.files import read_json, read_jsonl, sha256, write_json, write_jsonl
 from moebench.models.build import build_encoder, load_weights
@@ -35,7 +35,7 @@ def finetune(root: Path, profile: str, paper: str, method: str, training_set: st
     with guard(folder):
         inputs = " ".join(sha256(path) for path in (plan_file, prepared / "manifest.json", start))
         open_run(folder, hashlib.sha256(inputs.encode()).hexdigest())
-        tokenizer = Tokenizer.load(prepared / "tokenizer")
+        tokenizer = hub_tokenizer.load(prepared / "tokenizer")
         optimisation = config.Finetuning.model_validate(plan["finetune"])
         kind = task(plan["tasks"][0])
         data = prepared / "tasks" / training_set

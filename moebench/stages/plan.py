@@ -18,11 +18,15 @@ from moebench.files import write_json
 from moebench.stages.fingerprint import fingerprint
 from moebench.stages.select import check, check_selected, start, training_sets
 
-OTHER_SOURCE = {"constructed": ["moebench.data.files"], "files": ["moebench.data.constructed"]}
-"""Source → the modules of the other one, which ``prepare`` imports only when asked for it."""
+OTHER_SOURCE = {
+    "constructed": ["moebench.data.files", "moebench.data.hub"],
+    "files": ["moebench.data.constructed", "moebench.data.hub"],
+    "hub": ["moebench.data.constructed"],
+}
+"""Source → the modules of the others, which ``prepare`` imports only when asked for it."""
 NOT_PRETRAINING = {"label", "published", "table", "freeze_in_finetuning", "pretrain_as"}
 NOT_FINETUNING = {"label", "published", "table"}
-SCALE = {"precision", "threads", "devices", "nodes", "initialisation"}
+SCALE = {"precision", "threads", "devices", "nodes", "initialisation", "checkpoint"}
 
 
 def plan(root: Path, profile: str) -> None:
@@ -55,6 +59,11 @@ def shared(root: Path, profile: str) -> dict[str, dict[str, Any]]:
         from moebench.data.files import FilesSource
 
         prepare["files"] = FilesSource(config.benchmark_folder(root), data).files()
+    if data.source == "hub":
+        from moebench.data.hub import HubSource
+
+        hub = HubSource(root, data)
+        prepare["hub"] = {"files": hub.files(), "choices": hub.choices(), "reading": hub.reading()}
     code = fingerprint(["moebench.stages.prepare"], without=OTHER_SOURCE[data.source])
     return {
         "prepare": {"config": prepare, "fingerprint": code},

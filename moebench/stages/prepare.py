@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from rich.console import Console
 
 from moebench import config
 from moebench.catalogue import Task, task
-from moebench.data import bundled, corpus, tokenizer
+from moebench.data import bundled, checkpoint_files, corpus, hub_tokenizer, tokenizer
 from moebench.data.schema import check, content
 from moebench.errors import MoebenchError
 from moebench.files import write_json, write_jsonl
@@ -29,7 +29,7 @@ def prepare(root: Path, profile: str) -> None:
     tasks = [task(name) for name in data.tasks]
     with _replacing(root / "data" / "prepared" / profile) as folder, Console(stderr=True).status(f"prepare {profile}") as status:
         status.update(f"prepare {profile}: source")
-        source = build_source(root, data)
+        source = build_source(root, data, lambda what: status.update(f"prepare {profile}: {what}"))
         manifest: dict[str, Any] = {"profile": profile, "source": source.name, "revision": source.revision}
         manifest |= {"pivot": source.pivot, "languages": list(source.languages)}
 
@@ -37,8 +37,12 @@ def prepare(root: Path, profile: str) -> None:
         manifest["rows"], manifest["overlap"] = _write_tasks(source, tasks, folder / "tasks")
 
         status.update(f"prepare {profile}: tokenizer")
+        downloads = root / "data" / "downloads"
         if data.tokens.source == "bundled":
-            pieces = tokenizer.from_bundle(bundled.Bundle(bundled.fetch(root / "data" / "downloads")), folder / "tokenizer")
+            pieces = tokenizer.from_bundle(bundled.Bundle(bundled.fetch(downloads)), folder / "tokenizer")
+        elif data.tokens.source == "hub":
+            assert data.tokens.checkpoint is not None
+            pieces = hub_tokenizer.from_checkpoint(checkpoint_files.resolve(data.tokens.checkpoint, downloads), folder / "tokenizer")
         else:
             assert data.tokens.vocabulary is not None
             pieces = tokenizer.train(_texts(source), data.tokens.vocabulary, folder / "tokenizer")
@@ -54,20 +58,24 @@ def prepare(root: Path, profile: str) -> None:
 
             shape = data.corpus
             manifest["corpus"] = corpus.pack(source, pieces, shape.sequence_length, shape.validation_rows, folder / "corpus", step)
-        if data.source == "files":
+        if data.source != "constructed":
             manifest |= {"choices": source.choices(), "reports": source.reports()}
         write_json(folder / "manifest.json", manifest)
 
 
-def build_source(root: Path, data: config.Data) -> Any:
-    """Return the profile's data source."""
+def build_source(root: Path, data: config.Data, step: Callable[[str], object] = lambda what: None) -> Any:
+    """Return the profile's data source; it calls ``step`` with the name of what it reads."""
     if data.constructed is not None:
         from moebench.data.constructed import ConstructedSource
 
         return ConstructedSource(data.constructed)
+    if data.source == "hub":
+        from moebench.data.hub import HubSource
+
+        return HubSource(root, data, step)
     from moebench.data.files import FilesSource
 
-    return FilesSource(config.benchmark_folder(root), data)
+    return FilesSource(config.benchmark_folder(root), data, step)
 
 
 def _texts(source: Any) -> Iterator[str]:

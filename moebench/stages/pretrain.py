@@ -10,9 +10,11 @@ import torch
 from safetensors.torch import save
 
 from moebench import config
-from moebench.data.tokenizer import Tokenizer
+from moebench.data import hub_tokenizer
+from moebench.data.checkpoint_files import resolve
 from moebench.files import atomic_write, read_json, sha256, write_json
 from moebench.models.build import build_encoder, load_bundled
+from moebench.models.checkpoints import check_vocabulary, load_checkpoint, rows_of
 from moebench.models.flops import costs_of
 from moebench.moe.layer import MoELayer
 from moebench.stages.guard import guard
@@ -35,16 +37,21 @@ def pretrain(root: Path, profile: str, paper: str, method: str, seed: int) -> No
     plan = read_json(plan_file)["config"]
     with guard(folder):
         open_run(folder, hashlib.sha256(f"{sha256(plan_file)} {sha256(prepared / 'manifest.json')}".encode()).hexdigest())
-        tokenizer = Tokenizer.load(prepared / "tokenizer")
+        tokenizer = hub_tokenizer.load(prepared / "tokenizer")
         optimisation = config.Pretraining.model_validate(plan["pretrain"])
         sparse = config.Sparse.model_validate(plan["sparse"]) if plan["sparse"] else None
-        bundled = plan["initialisation"] == "bundled"
+        downloads = root / "data" / "downloads"
+        checkpoint = resolve(plan["checkpoint"], downloads) if plan["initialisation"] == "hub" else None
+        rows = BUNDLED_ROWS if plan["initialisation"] == "bundled" else tokenizer.size
+        if checkpoint:
+            check_vocabulary(checkpoint, tokenizer)
+            rows = rows_of(checkpoint)
         torch.manual_seed(seed)
-        encoder = build_encoder(
-            config.Encoder.model_validate(plan["encoder"]), sparse, plan["method"], BUNDLED_ROWS if bundled else tokenizer.size
-        )
-        if bundled and plan["method"]["pretrained"]:
-            load_bundled(encoder, root / "data" / "downloads")
+        encoder = build_encoder(config.Encoder.model_validate(plan["encoder"]), sparse, plan["method"], rows)
+        if checkpoint and plan["method"]["pretrained"]:
+            load_checkpoint(encoder, checkpoint)
+        elif plan["initialisation"] == "bundled" and plan["method"]["pretrained"]:
+            load_bundled(encoder, downloads)
         module = PretrainingModule(encoder, optimisation, plan["method"]["losses"], plan["method"]["consistency"], seed)
         steps = optimisation.steps if plan["method"]["pretrained"] else 0
         trainer, progress = make_trainer(folder, steps, optimisation.checkpoint_every, plan)

@@ -120,7 +120,7 @@ def run(root: Path, profile: str, jobs: int | None = None, paper: str | None = N
     slots = device_slots(max(setting.devices for setting in settings))
     jobs = jobs or len(slots) or max(len(os.sched_getaffinity(0)) // threads, 1)
     # files outside the project are not among the plan's dependencies, so it is made anew
-    forced = {f"plan@{profile}"} if config.data(root, profile).source == "files" else set()
+    forced = {f"plan@{profile}"} if config.data(root, profile).source != "constructed" else set()
     console = Console(highlight=False, soft_wrap=True)
 
     from dvc.exceptions import DvcException

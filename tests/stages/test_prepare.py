@@ -85,7 +85,7 @@ def project(root, text=PROFILE):
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    monkeypatch.setattr(stage, "build_source", lambda root, data: Source())
+    monkeypatch.setattr(stage, "build_source", lambda root, data, step: Source())
     return project(tmp_path)
 
 
@@ -222,7 +222,7 @@ def test_an_empty_file_is_refused(root, monkeypatch):
 def test_files_with_the_bundled_vocabulary(tmp_path, monkeypatch):
     root = project(tmp_path, FILES)
     source = Files()
-    monkeypatch.setattr(stage, "build_source", lambda root, data: source)
+    monkeypatch.setattr(stage, "build_source", lambda root, data, step: source)
     monkeypatch.setattr(Files, "test", lambda self, name: {"de": self.rows(name, "test", "de", 5), "en": self.rows(name, "train", "aa", 2)})
     asked = []
 

@@ -1,0 +1,181 @@
+"""The vocabulary of a checkpoint in Hugging Face layout, its ``tokenizer.json``, with the interface of `Tokenizer`.
+
+Unigram (XLM-R, CamemBERT) and WordPiece (BERT, mBERT) models are read, by the ``tokenizers`` library. On disk: the checkpoint's file as
+``hub.json``, and ``tokenizer.json`` (kind, ids, hash of the file).
+
+Where the result differs from what the library gives by itself:
+
+- Text never yields a special piece: a text ``<s>`` is three characters. The library finds special tokens in text, and its Unigram model
+  has them among its pieces, so there they are renamed to something with a space, which no text has after splitting.
+- ``truncation`` and ``padding``, which some published files switch on, are off.
+- Ranges leave out the space in front of a piece, and a bare mark has an empty range; the library gives it the character that follows.
+  Dropped first characters are no piece's; the library gives them to the first piece in place of its own first character.
+- A lone surrogate, which the library refuses, counts as U+FFFD.
+
+Other added tokens than the special ones are found in text as the file says. Where a vocabulary lowers the case or strips accents, ranges
+are those of the original text all the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from moebench.data.checkpoint_files import TOKENIZER
+from moebench.data.tokenizer import DESCRIPTION, MARK, Tokenizer
+from moebench.errors import MoebenchError
+from moebench.files import atomic_write, read_json, write_json
+
+MODEL = "hub.json"
+NAMES = (
+    {"bos": "<s>", "pad": "<pad>", "eos": "</s>", "unk": "<unk>", "mask": "<mask>"},
+    {"bos": "[CLS]", "pad": "[PAD]", "eos": "[SEP]", "unk": "[UNK]", "mask": "[MASK]"},
+)
+"""The special pieces of RoBERTa's and of BERT's family; files do not say which token has which part."""
+SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def load(folder: Path) -> Tokenizer:
+    """Load a prepared tokenizer of whatever kind.
+
+    Raises:
+        MoebenchError: a file is missing or damaged, or the files do not belong together.
+    """
+    description = read_json(folder / DESCRIPTION)
+    hub = isinstance(description, dict) and description.get("kind") == "hub"
+    return HubTokenizer.load(folder) if hub else Tokenizer.load(folder)
+
+
+def from_checkpoint(checkpoint: Path, folder: Path) -> HubTokenizer:
+    """Write the vocabulary of the checkpoint in the folder ``checkpoint`` to ``folder`` and return it.
+
+    Raises:
+        MoebenchError: the checkpoint has no ``tokenizer.json``, or one that cannot be used; the message says why.
+    """
+    source = checkpoint / TOKENIZER
+    if not source.is_file():
+        raise MoebenchError(
+            f"{source}: not there; put it beside the weights. Where only vocab.txt or a SentencePiece model is published, the transformers"
+            " library writes it: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+        )
+    data = source.read_bytes()
+    ids = _special(source, data)
+    description = {"kind": "hub", "ids": ids, "sha256": hashlib.sha256(data).hexdigest()}
+    result = _read(source, data, description)
+    for names in NAMES:
+        if found := sorted(set(result.encode(" ".join(names.values()))[0]) & (set(ids.values()) - {result.unk})):
+            raise MoebenchError(f"{source}: the text of a special token, written in a document, would become its id ({found})")
+    with atomic_write(folder / MODEL, binary=True) as handle:
+        handle.write(data)
+    write_json(folder / DESCRIPTION, description)
+    return result
+
+
+def _read(path: Path, data: bytes, description: dict) -> HubTokenizer:
+    try:
+        return HubTokenizer(data, description)
+    except Exception as error:  # the library raises nothing more specific
+        raise MoebenchError(f"{path}: the tokenizers library {tokenizers.__version__} cannot read it: {error}") from error
+
+
+def _special(path: Path, data: bytes) -> dict[str, int]:
+    """Ids of the special pieces by their part."""
+    try:
+        content = json.loads(data)
+        kind = content["model"]["type"]
+        special = {token["content"]: token["id"] for token in content["added_tokens"] if token["special"]}
+    except (ValueError, LookupError, TypeError) as error:
+        raise MoebenchError(f"{path}: not a tokenizer of the tokenizers library ({type(error).__name__}: {error})") from error
+    if kind not in ("Unigram", "WordPiece"):
+        raise MoebenchError(f"{path}: key 'model.type' has the value {kind!r}; only 'Unigram' and 'WordPiece' can be used")
+    names = max(NAMES, key=lambda names: len(special.keys() & set(names.values())))
+    if lacking := [name for name in names.values() if name not in special]:
+        raise MoebenchError(f"{path}: its special tokens, {', '.join(special) or 'none'}, lack {', '.join(lacking)}")
+    return {part: special[name] for part, name in names.items()}
+
+
+class HubTokenizer(Tokenizer):
+    """A vocabulary in the format of the ``tokenizers`` library; attributes and methods as in `Tokenizer`.
+
+    Attributes:
+        kind: ``hub``.
+    """
+
+    def __init__(self, model: bytes, description: dict) -> None:
+        self.kind = "hub"
+        self.sha256 = description["sha256"]
+        self.bos, self.eos, self.pad, self.unk, self.mask = (description["ids"][name] for name in ("bos", "eos", "pad", "unk", "mask"))
+        content = json.loads(model)
+        unigram = content["model"]["type"] == "Unigram"
+        self._hub = tokenizers.Tokenizer.from_str(json.dumps(_hidden(content) if unigram else content))
+        self._hub.encode_special_tokens = True  # as text
+        self._hub.no_truncation()
+        self._hub.no_padding()
+        vocabulary = self._hub.get_vocab(with_added_tokens=True)
+        self.size = max(vocabulary.values()) + 1
+        self._bare = vocabulary.get(MARK, -1) if unigram else -1
+        self._mark = MARK if unigram else ""
+
+    @classmethod
+    def load(cls, folder: Path) -> HubTokenizer:
+        """Load what `from_checkpoint` wrote.
+
+        Raises:
+            MoebenchError: a file is missing or damaged, or the two do not belong together.
+        """
+        description, path = read_json(folder / DESCRIPTION), folder / MODEL
+        try:
+            model = path.read_bytes()
+        except OSError as error:
+            raise MoebenchError(f"{path}: cannot be read: {error.strerror or error}") from error
+        found = hashlib.sha256(model).hexdigest()
+        expected = description.get("sha256") if isinstance(description, dict) else None
+        if found != expected:
+            raise MoebenchError(f"{path}: SHA-256 is {found}, {DESCRIPTION} says {expected}; prepare the data again")
+        return _read(path, model, description)
+
+    def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return the ids of ``text`` and per piece its range of original characters, as `Tokenizer.encode` says.
+
+        White space that only the file's normaliser knows as such (U+200B, say) can be in the range of the piece that follows.
+        """
+        clean = SURROGATE.sub("\ufffd", text)
+        skip = self._dropped(clean)
+        encoding = self._hub.encode(clean[skip:], add_special_tokens=False)
+        return encoding.ids, [
+            self._range(text, number, start + skip, stop + skip)
+            for number, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True)
+        ]
+
+    def _dropped(self, text: str) -> int:
+        """Number of first characters that normalisation drops: the library would give the first piece their range."""
+        normaliser = self._hub.normalizer
+        return next((i for i, first in enumerate(text) if normaliser is None or normaliser.normalize_str(first)), len(text))
+
+    def _range(self, text: str, number: int, start: int, stop: int) -> tuple[int, int]:
+        """The library's range without outer white space; for a bare mark, none of the character that follows."""
+        while start < len(text) and (text[start].isspace() or text[start] == self._mark):
+            start += 1
+        while stop > start and (text[stop - 1].isspace() or text[stop - 1] == self._mark):
+            stop -= 1
+        return start, start if number == self._bare else max(start, stop)
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """Return the ids of each text, as `encode` does."""
+        clean = [SURROGATE.sub("\ufffd", text) for text in texts]
+        return [encoding.ids for encoding in self._hub.encode_batch_fast(clean, add_special_tokens=False)]
+
+
+def _hidden(content: dict[str, Any]) -> dict[str, Any]:
+    """Rename the special pieces of a Unigram model so that no text matches them; ids stay."""
+    special = {token["content"] for token in content["added_tokens"] if token["special"]}
+    for token in content["added_tokens"]:
+        if token["special"]:
+            token["content"] += " "
+    content["model"]["vocab"] = [[piece + " " * (piece in special), score] for piece, score in content["model"]["vocab"]]
+    return content
