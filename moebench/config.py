@@ -14,8 +14,10 @@ what is allowed and the nearest valid name.
 from __future__ import annotations
 
 import ast
+import copy
 import os
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -297,6 +299,12 @@ class Method(Config):
 Some = TypeVar("Some", bound=Config)
 
 
+@cache
+def _parsed(text: str) -> Any:
+    """Parse YAML once a content: a verb asks for the same few files hundreds of times, and parsing is most of what that costs."""
+    return yaml.safe_load(text)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping.
 
@@ -304,7 +312,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         MoebenchError: missing, unreadable, not YAML, or not a mapping; the message names the file and the line.
     """
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value = copy.deepcopy(_parsed(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise MoebenchError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -16,11 +16,6 @@ from moebench.moe.contract import Router, RouterInputs, Routing
 from moebench.moe.losses import load_balance, router_z, squared_variation
 
 
-def unevenness(amounts_TE: Tensor) -> Tensor:
-    """(σ / μ)² over the experts of what the tokens add up to; 0 without tokens."""
-    return squared_variation(amounts_TE.sum(0))
-
-
 def wins(logits_TE: Tensor, noisy_TE: Tensor, k: int, sigma: float) -> Tensor:
     """P(logit_e + fresh noise of deviation σ reaches the k-th largest noisy logit of its token): 1 − Φ((threshold − logit_e) / σ).
 
@@ -113,8 +108,8 @@ class NoisyTopK(Router):
             capacity = slots(len(logits_TE), self.k, self.experts, factor)
             kept_TK = ranked_positions(expert_TK, weight_TK[:, 0] if self.batch_priority else None) < capacity
         losses = {
-            "importance": unevenness(logits_TE.softmax(-1)),
-            "load": unevenness(wins(logits_TE, noisy_TE, self.k, self.sigma)),
+            "importance": squared_variation(logits_TE.softmax(-1).sum(0)),
+            "load": squared_variation(wins(logits_TE, noisy_TE, self.k, self.sigma).sum(0)),
             "balance": load_balance(probs_TE, expert_TK[:, 0]),
             "z": router_z(logits_TE),
         }
