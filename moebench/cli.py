@@ -128,7 +128,7 @@ def _pretrain(root: Path, profile: str, options: argparse.Namespace) -> int:
 
 def _finetune(root: Path, profile: str, options: argparse.Namespace) -> int:
     _check_training(root, profile, options)
-    sets = sorted({catalogue.task(name).train for name in config.data(root, profile).tasks})
+    sets = sorted({task.train for task in config.tasks(config.data(root, profile))})
     if options.training_set not in sets:
         raise MoebenchError(
             f"unknown training set {options.training_set!r}{nearest(options.training_set, sets)};"

@@ -16,7 +16,7 @@ from __future__ import annotations
 import ast
 import copy
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -24,6 +24,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
+from moebench.catalogue import Task, task
 from moebench.errors import MoebenchError, nearest
 
 PROFILES = ("smoke", "cpu", "real", "paper")
@@ -102,8 +103,16 @@ class Data(Config):
     """Languages of the test sets, not for source ``constructed``; none: all whose files are there, or that ``data/sources.yaml`` lists."""
     train_files: dict[str, str] = {}
     """Training set → file below the folder that holds it; where the benchmark's own training file is not at hand."""
+    train_languages: dict[str, str] = {}
+    """Training set → the language of its file in ``train_files``, where it is not English."""
+    train_as: dict[str, str] = {}
+    """Training set → the one that stands in for it: their tasks share fine-tuned models."""
+    test_from_train: tuple[str, ...] = ()
+    """Tasks whose test files carry no labels: a part of the training file, held out from training, is their test set."""
     corpus_files: dict[str, str] = {}
     """Language → plain-text file (a document a line) or folder of such files ``*.txt``, below the folder, for pre-training."""
+    corpus_sets: tuple[str, ...] = ()
+    """Training sets whose texts, without their labels, join the pre-training corpus."""
     corpus: Corpus | None = None
     """Shape of the pre-training rows; none: no pre-training corpus is prepared."""
     tokens: Tokens
@@ -115,10 +124,11 @@ class Data(Config):
     def _options_fit_the_source(self) -> Data:
         if (self.constructed is not None) != (self.source == "constructed"):
             raise ValueError("the section 'constructed' belongs to, and is required by, source 'constructed' alone")
-        if self.source == "constructed" and (self.train_files or self.corpus_files or self.languages):
-            raise ValueError("languages, train_files and corpus_files belong to source 'files' (constructed.languages is the number made)")
-        if self.source == "hub" and (self.train_files or self.corpus_files):
-            raise ValueError("train_files and corpus_files belong to source 'files'; the sets of source 'hub' stand in data/sources.yaml")
+        if self.source == "constructed" and self.languages:
+            raise ValueError("languages belongs to the sources 'files' and 'hub' (constructed.languages is the number made)")
+        for name in ("train_files", "train_languages", "train_as", "test_from_train", "corpus_files", "corpus_sets"):
+            if self.source != "files" and getattr(self, name):
+                raise ValueError(f"{name} belongs to source 'files'; the sets of source 'hub' stand in data/sources.yaml")
         if self.tokens.source == "trained" and self.corpus is None:
             raise ValueError("a trained tokenizer needs the section 'corpus'")
         return self
@@ -172,6 +182,12 @@ class Optimisation(Config):
     betas: tuple[float, float] = (0.9, 0.98)
     epsilon: Rate = 1e-6
     clip: Rate = 1.0
+    head_rate: Rate = 1.0
+    """Factor on the learning rate of the head."""
+    sparse_rate: Rate = 1.0
+    """Factor on the learning rate of the sparse layer."""
+    freeze_embedding: bool = False
+    """Whether the word embedding stays as it is."""
     checkpoint_every: Positive = 1000
     """Steps between resumable checkpoints."""
 
@@ -191,11 +207,6 @@ class Finetuning(Optimisation):
     max_length: Positive = 128
     stride: Positive = 128
     """Overlap of two windows of a context that is longer than ``max_length`` (question answering)."""
-    head_rate: Rate = 1.0
-    """Factor on the learning rate of the task head."""
-    sparse_rate: Rate = 1.0
-    """Factor on the learning rate of the sparse layer."""
-    freeze_embedding: bool = False
 
     @model_validator(mode="after")
     def _steps_or_epochs(self) -> Finetuning:
@@ -226,8 +237,6 @@ class Setting(Config):
     initialisation: Literal["scratch", "bundled", "hub"] = "scratch"
     checkpoint: str | None = None
     """A folder below ``data/downloads``, or owner/name@revision (40 hexadecimal digits); only for ``hub``, where it is required."""
-    frozen_routing: bool = True
-    """Whether the methods that freeze the sparse layer in fine-tuning do so; not where that layer starts untrained."""
     precision: Literal["fp32", "bf16"] = "fp32"
     devices: Positive = 1
     nodes: Positive = 1
@@ -540,6 +549,11 @@ def sparse(setting: Setting, method: Method) -> Sparse | None:
 def data(root: Path, profile: str) -> Data:
     """Load the data section of a profile."""
     return load(root / "data" / "profiles" / f"{check_profile(profile)}.yaml", Data)
+
+
+def tasks(data: Data) -> tuple[Task, ...]:
+    """The profile's tasks, each with the training set that it has there (``train_as``)."""
+    return tuple(replace(one, train=data.train_as.get(one.train, one.train)) for one in map(task, data.tasks))
 
 
 def setting(root: Path, paper: str, profile: str) -> Setting:

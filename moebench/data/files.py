@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from moebench.catalogue import TASKS, Task, task
-from moebench.config import Data
+from moebench.catalogue import TASKS, Task
+from moebench.config import Data, tasks
 from moebench.data import formats
 from moebench.data.formats import LabelsStripped, Row
 from moebench.errors import MoebenchError, nearest
@@ -18,6 +18,8 @@ from moebench.files import sha256
 
 HELD_OUT = 10
 """Every 10th group of a training set is its validation set where the English development set serves as a test set."""
+TESTED = (1, 2)
+"""Where a task's test set is a part of its training file: groups 1, 2, 11, 12, 21, ... of it."""
 HELD_OUT_DOCUMENTS = 100
 """Documents 1, 101, 201, ... of a language's corpus are its validation documents."""
 
@@ -166,18 +168,26 @@ class FilesSource:
         self._read_parts: dict[Part, list[Row]] = {}
         self._choices: dict[str, dict[str, Part]] = {}
         self._reports: set[str] = set()
-        self._tasks = [task(name) for name in data.tasks]
+        self._tasks = tasks(data)
         for each in self._tasks:
             if each.name not in LAYOUTS:
                 raise MoebenchError(
                     f"task {each.name!r} is not read from files{nearest(each.name, LAYOUTS)}; tasks are: {', '.join(LAYOUTS)}"
                 )
-        sets = sorted({TASKS[name].train for name in LAYOUTS})
-        for name in data.train_files:
-            if name not in sets:
-                raise MoebenchError(
-                    f"train_files: unknown training set {name!r}{nearest(name, sets)}; training sets are: {', '.join(sets)}"
-                )
+        known, used = sorted({TASKS[name].train for name in LAYOUTS}), sorted({each.train for each in self._tasks})
+        for key, names in (
+            ("train_files", data.train_files),
+            ("train_languages", data.train_languages),
+            ("train_as", {*data.train_as, *data.train_as.values()}),
+            ("corpus_sets", data.corpus_sets),
+        ):
+            sets = used if key == "corpus_sets" else known
+            for name in names:
+                if name not in sets:
+                    raise MoebenchError(f"{key}: unknown training set {name!r}{nearest(name, sets)}; training sets are: {', '.join(sets)}")
+        for name in data.test_from_train:
+            if name not in data.tasks:
+                raise MoebenchError(f"test_from_train: task {name!r}{nearest(name, data.tasks)}; tasks are: {', '.join(data.tasks)}")
         self._training = {each.train: self._training_file(each) for each in self._tasks}
         self._candidates = {each.name: self._test_files(each) for each in self._tasks}
         self._development = {
@@ -225,7 +235,7 @@ class FilesSource:
             if not path.is_file():
                 raise MoebenchError(f"train_files.{each.train}: {path} is a folder; name a file")
             return self._english((path,))
-        names = LAYOUTS[each.name].train
+        names = next(layout for name, layout in LAYOUTS.items() if TASKS[name].train == each.train).train
         home = self._home("")
         for name in names:
             if found := tuple(sorted(path for path in home.glob(name) if path.is_file())):
@@ -242,6 +252,8 @@ class FilesSource:
 
     def _test_files(self, each: Task) -> dict[str, list[Part]]:
         """Language (pair) → its test sets, the preferred one first; a labelled original that is trained on is none."""
+        if each.name in self.data.test_from_train:
+            return {self.data.train_languages.get(each.train, self.pivot): [self._training[each.train]]}
         layout = LAYOUTS[each.name]
         found = self._found(each, (*layout.test, *layout.development))
         if not found:
@@ -322,6 +334,9 @@ class FilesSource:
         for each in self._tasks:
             for language, part in self._chosen(each).items():
                 chosen[f"{each.name}.{language}"] = self._shown(part)
+            if each.name in self.data.test_from_train:
+                for language in self._chosen(each):
+                    chosen[f"{each.name}.{language}"] += f", groups {TESTED[0]} and {TESTED[1]} of every {HELD_OUT}"
             chosen[f"{each.train}.train"] = self._shown(self._training[each.train])
             development = self._validation_part(each.train)
             chosen[f"{each.train}.validation"] = (
@@ -374,6 +389,8 @@ class FilesSource:
         Raises:
             MoebenchError: labels are stripped and no other file can stand in, or the test file is the training file.
         """
+        if each.name in self.data.test_from_train:
+            return {language: parts[0] for language, parts in self._candidates[each.name].items()}
         if each.name not in self._choices:
             self._choices[each.name] = {
                 language: self._first_labelled(each, parts) for language, parts in self._candidates[each.name].items()
@@ -421,16 +438,23 @@ class FilesSource:
         names = sorted(self._training)
         raise MoebenchError(f"unknown training set {training_set!r}{nearest(training_set, names)}; training sets are: {', '.join(names)}")
 
-    def _split(self, training_set: str) -> tuple[list[Row], list[Row]]:
-        """The training file's rows: those to train on and those held out, every 10th group, beginning with the first."""
+    def _split(self, training_set: str) -> dict[str, list[Row]]:
+        """The training file's rows: ``validation``, every 10th group, beginning with the first; ``test`` where a task needs it; ``train``.
+
+        Raises:
+            MoebenchError: a part is empty.
+        """
         training = self._training[training_set]
+        tested = any(each.train == training_set and each.name in self.data.test_from_train for each in self._tasks)
         groups: dict[object, int] = {}
-        parts: tuple[list[Row], list[Row]] = ([], [])
+        parts: dict[str, list[Row]] = {name: [] for name in ("validation", "test", "train") if tested or name != "test"}
         for row in self._read(self._task_of(training_set), training):
             key = row.get("group") or row.get("context") or tuple(row["words"])
-            parts[groups.setdefault(key, len(groups)) % HELD_OUT == 0].append(row)
-        if not parts[0]:
-            raise MoebenchError(f"{training}: has one group of examples; holding every {HELD_OUT}th out for validation needs two or more")
+            place = groups.setdefault(key, len(groups)) % HELD_OUT
+            parts["validation" if place == 0 else "test" if tested and place in TESTED else "train"].append(row)
+        for name, rows in parts.items():
+            if not rows:
+                raise MoebenchError(f"{training}: {len(groups)} groups of examples are too few to hold some out; the {name} set is empty")
         return parts
 
     def train(self, training_set: str) -> list[Row]:
@@ -441,7 +465,7 @@ class FilesSource:
         """
         each = self._task_of(training_set)
         whole = self._validation_part(training_set) is not None
-        rows = self._read(each, self._training[training_set]) if whole else self._split(training_set)[0]
+        rows = self._read(each, self._training[training_set]) if whole else self._split(training_set)["train"]
         return rows[: self.data.max_train]
 
     def validation(self, training_set: str) -> list[Row]:
@@ -451,7 +475,7 @@ class FilesSource:
             MoebenchError: not a training set of the configured tasks, or a bad file.
         """
         part = self._validation_part(training_set)
-        rows = self._read(self._task_of(training_set), part) if part else self._split(training_set)[1]
+        rows = self._read(self._task_of(training_set), part) if part else self._split(training_set)["validation"]
         return rows[: self.data.max_test]
 
     def test(self, task: str) -> dict[str, list[Row]]:
@@ -461,6 +485,8 @@ class FilesSource:
             MoebenchError: not a configured task, a bad file, or labels that are stripped without a file to stand in.
         """
         for each in self._tasks:
+            if each.name == task and task in self.data.test_from_train:
+                return {language: self._split(each.train)["test"][: self.data.max_test] for language in self._candidates[task]}
             if each.name == task:
                 return {language: self._read(each, part)[: self.data.max_test] for language, part in self._chosen(each).items()}
         raise MoebenchError(f"task {task!r} is not configured{nearest(task, self.data.tasks)}; tasks are: {', '.join(self.data.tasks)}")
@@ -468,7 +494,9 @@ class FilesSource:
     # ------------------------------------------------------------------------------------------------------------- corpus
 
     def documents(self, split: str) -> Iterator[tuple[str, str]]:
-        """Stream (language, document) of the corpus files, languages sorted; blank lines are counted in `reports`.
+        """Stream (language, document) of the corpus files, languages sorted, then the texts of ``corpus_sets``.
+
+        The texts of a set are those of its training rows, each once; every 100th is for validation. `reports` count blank lines.
 
         Raises:
             MoebenchError: a corpus file is empty or not UTF-8.
@@ -491,9 +519,23 @@ class FilesSource:
                         f"{self._relative(path)}: line {first}: {blank} blank lines in the file, the first here; no documents"
                     )
 
+        for name in self.data.corpus_sets:
+            language = self.data.train_languages.get(name, self.pivot)
+            texts = dict.fromkeys(text for row in self.train(name) for text in _texts(row))
+            for number, text in enumerate(texts):
+                if (number % HELD_OUT_DOCUMENTS == 0) == (split == "validation"):
+                    yield language, text
+
     def parallel(self, split: str) -> Iterator[tuple[str, str, str, str]]:
         """Nothing: there are no translated documents among these files."""
         return iter(())
+
+
+def _texts(row: Row) -> list[str]:
+    """What a row says, without its label; the words of a tagged sentence with spaces between them."""
+    if "words" in row:
+        return [" ".join(row["words"])]
+    return [row["context"]] if "context" in row else [row["text_a"], row["text_b"]]
 
 
 def _check_language(name: str, where: str) -> None:

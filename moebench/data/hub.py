@@ -21,8 +21,8 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from moebench.catalogue import TASKS, Task, task
-from moebench.config import Config, Data, load
+from moebench.catalogue import TASKS, Task
+from moebench.config import Config, Data, load, tasks
 from moebench.data import formats
 from moebench.data.files import HELD_OUT, HELD_OUT_DOCUMENTS
 from moebench.data.formats import Groups, Row
@@ -153,7 +153,7 @@ class HubSource:
         self._step = step
         self._reports: set[str] = set()
         self._reached: set[str] = set()
-        self._tasks = [task(name) for name in data.tasks]
+        self._tasks = tasks(data)
         for each in self._tasks:
             for kind, name, known in (("task", each.name, self.sources.tests), ("training set", each.train, self.sources.training)):
                 if name not in known:

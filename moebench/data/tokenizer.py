@@ -77,11 +77,23 @@ def train(texts: Iterable[str], vocabulary: int, folder: Path) -> Tokenizer:
     return _write(folder, model.getvalue(), "trained", {"bos": 0, "pad": 1, "eos": 2, "unk": 3, "mask": 4}, table)
 
 
-def from_bundle(bundle: Bundle, folder: Path) -> Tokenizer:
-    """Write the bundled vocabulary as a tokenizer to ``folder`` and return it; its ids are rows of the bundled word embedding."""
-    pieces = bundle.pieces()
-    ids = {"bos": bundle.bos, "pad": bundle.pad, "eos": bundle.eos, "unk": bundle.unk, "mask": len(pieces) - 1}
-    return _write(folder, _model_proto(pieces, ids), "bundled", ids, bundle.normalisation())
+def from_bundle(bundle: Bundle, texts: Iterable[str], folder: Path) -> Tokenizer:
+    """Write the pieces of the bundled vocabulary that the texts use as a tokenizer to ``folder`` and return it.
+
+    Pieces that no best segmentation uses change none, so the texts are cut as by the whole vocabulary, of which a benchmark uses a fifth;
+    embedding, checkpoints and the scores of masked-language modelling shrink with it. ``rows`` of the result says which row of the
+    bundled word embedding each piece has.
+    """
+    pieces, table = bundle.pieces(), bundle.normalisation()
+    special = {"bos": bundle.bos, "pad": bundle.pad, "eos": bundle.eos, "unk": bundle.unk, "mask": len(pieces) - 1}
+    normalise = _Normaliser(table)
+    whole = sentencepiece.SentencePieceProcessor(model_proto=_model_proto(pieces, special))
+    used = set(special.values())
+    for text in texts:
+        used.update(whole.encode(normalise.text(text), num_threads=1))
+    rows = sorted(used)
+    ids = {name: rows.index(row) for name, row in special.items()}
+    return _write(folder, _model_proto([pieces[row] for row in rows], ids), "bundled", ids, table, rows)
 
 
 def _model_proto(pieces: list[tuple[str, float]], ids: dict[str, int]) -> bytes:
@@ -111,12 +123,12 @@ def _model_proto(pieces: list[tuple[str, float]], ids: dict[str, int]) -> bytes:
     return b"".join(body)
 
 
-def _write(folder: Path, model: bytes, kind: str, ids: dict[str, int], table: dict[int, str]) -> Tokenizer:
+def _write(folder: Path, model: bytes, kind: str, ids: dict[str, int], table: dict[int, str], rows: list[int] | None = None) -> Tokenizer:
     with atomic_write(folder / MODEL, binary=True) as handle:
         handle.write(model)
     normalisation = {chr(code): text for code, text in table.items()}
     digest = hashlib.sha256(model).hexdigest()
-    write_json(folder / DESCRIPTION, {"kind": kind, "ids": ids, "normalisation": normalisation, "sha256": digest})
+    write_json(folder / DESCRIPTION, {"kind": kind, "ids": ids, "normalisation": normalisation, "sha256": digest, "rows": rows})
     return Tokenizer.load(folder)
 
 
@@ -160,6 +172,7 @@ class Tokenizer:
     Attributes:
         kind: ``trained`` or ``bundled``.
         size: number of pieces; ids are 0 … size - 1.
+        rows: per piece its row of the bundled word embedding; none where the tokenizer was trained.
         bos, eos, pad, unk, mask: ids of the special pieces. Text never yields them, except ``unk``: a text ``<s>`` is three characters.
         sha256: hash of the model file.
     """
@@ -167,6 +180,7 @@ class Tokenizer:
     def __init__(self, model: bytes, description: dict) -> None:
         self.kind: str = description["kind"]
         self.sha256: str = description["sha256"]
+        self.rows: list[int] | None = description["rows"]
         self.bos, self.eos, self.pad, self.unk, self.mask = (description["ids"][name] for name in ("bos", "eos", "pad", "unk", "mask"))
         self._normaliser = _Normaliser({ord(character): text for character, text in description["normalisation"].items()})
         self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)

@@ -50,8 +50,8 @@ def build_encoder(shape: config.Encoder, sparse: config.Sparse | None, method: d
     return encoder
 
 
-def bundled_weights(bundle: Bundle) -> Iterator[tuple[str, Tensor]]:
-    """Yield the trunk's parameters of the bundled encoder under the names of `Encoder`.
+def bundled_weights(bundle: Bundle, rows: list[int], layers: int) -> Iterator[tuple[str, Tensor]]:
+    """Yield the parameters of the bundled encoder's first blocks under the names of `Encoder`; of the word embedding these rows.
 
     The three projections of a block are one matrix here; everything else is a renaming.
     """
@@ -59,33 +59,45 @@ def bundled_weights(bundle: Bundle) -> Iterator[tuple[str, Tensor]]:
     def tensor(name: str) -> Tensor:
         return torch.from_numpy(bundle.tensor(name))
 
-    yield "embedding.weight", tensor("emb.word")
+    yield "embedding.weight", tensor("emb.word")[rows]
     yield "positions.weight", tensor("emb.pos")
     yield "types.weight", tensor("emb.type")
     yield "norm.weight", tensor("emb.ln.w")
     yield "norm.bias", tensor("emb.ln.b")
     names = {"out": "ao", "attention_norm": "aln", "inner": "fi", "outer": "fo", "feed_forward_norm": "oln"}
-    for index in range(bundle.layers):
+    for index in range(layers):
         for ours, theirs in (("weight", "w"), ("bias", "b")):
             yield f"blocks.{index}.qkv.{ours}", torch.cat([tensor(f"l{index}.{part}.{theirs}") for part in "qkv"])
             for module, short in names.items():
                 yield f"blocks.{index}.{module}.{ours}", tensor(f"l{index}.{short}.{theirs}")
 
 
-def load_bundled(encoder: Encoder, downloads: Path) -> None:
+def load_bundled(encoder: Encoder, rows: list[int] | None, downloads: Path) -> None:
     """Copy the bundled multilingual encoder's weights into the trunk; the sparse layer stays as it is.
 
+    An encoder with fewer blocks gets the lower ones.
+
+    Args:
+        encoder: has an embedding of as many pieces as ``rows``.
+        rows: per piece its row of the bundled word embedding (`moebench.data.tokenizer.Tokenizer.rows`).
+        downloads: folder of the bundled file.
+
     Raises:
-        MoebenchError: the file is absent and cannot be downloaded, is damaged, or has another shape than the encoder.
+        MoebenchError: the file is absent and cannot be downloaded, is damaged, or has another shape than the encoder; or the tokenizer
+            is not the bundled one.
     """
+    if rows is None:
+        raise MoebenchError("initialisation 'bundled' needs the bundled tokenizer: tokens: {source: bundled} in the profile's data")
     bundle = Bundle(fetch(downloads))
     shape = encoder.shape
-    ours = (shape.width, shape.layers, shape.heads, shape.inner, shape.max_positions, shape.token_types, shape.norm, shape.positions)
-    theirs = (bundle.hidden, bundle.layers, bundle.heads, bundle.inner, bundle.positions, bundle.types, "post", "learned")
+    ours = (shape.width, shape.heads, shape.inner, shape.max_positions, shape.token_types, shape.norm, shape.positions)
+    theirs = (bundle.hidden, bundle.heads, bundle.inner, bundle.positions, bundle.types, "post", "learned")
     if ours != theirs:
-        fields = "width, layers, heads, inner, max_positions, token_types, norm, positions"
+        fields = "width, heads, inner, max_positions, token_types, norm, positions"
         raise MoebenchError(f"initialisation 'bundled' needs the encoder's {fields} to be {theirs}, not {ours}")
-    weights = dict(bundled_weights(bundle))
+    if shape.layers > bundle.layers:
+        raise MoebenchError(f"initialisation 'bundled' has {bundle.layers} blocks, too few for the encoder's layers {shape.layers}")
+    weights = dict(bundled_weights(bundle, rows, shape.layers))
     missing, unexpected = encoder.load_state_dict(weights, strict=False)
     if unexpected or any(not name.startswith("sparse.") for name in missing):
         raise MoebenchError(f"the bundled encoder does not fit: missing {missing}, unexpected {unexpected}")

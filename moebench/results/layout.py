@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -73,8 +74,17 @@ def table2_blocks(table: pd.DataFrame, expected: Expected) -> list[Block]:
     return [block, _published(expected, "2", False), *_holes(table)]
 
 
+def _pivots(expected: Expected) -> str:
+    """Name the training language of most tasks, and the tasks that have another."""
+    if not expected.pivots:
+        return ""
+    usual, _ = Counter(expected.pivots.values()).most_common(1)[0]
+    others = [f"{task_column(name)}: `{language}`" for name, language in expected.pivots.items() if language != usual]
+    return f" `{usual}`" + (f" ({', '.join(others)})" if others else "")
+
+
 def _meaning(expected: Expected, constructed: bool) -> str:
-    pivot = f" `{expected.pivot}`" if expected.pivot else ""
+    pivot = _pivots(expected)
     return (
         f"Fine-tuned on the training language{pivot} only, tested on all {'constructed' if constructed else 'benchmark'} languages. A cell"
         " is the mean over languages and seeds in percent ± sample standard deviation over seeds (number of seeds). Question answering"

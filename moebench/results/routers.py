@@ -44,7 +44,7 @@ def table3_routers(records: pd.DataFrame, expected: Expected, tasks: tuple[str, 
     names = [name for name in expected.compared if not expected.methods[name].pretrain_as]
     columns: dict[str, Mapping[str, Mapping[int, float]]] = {PERPLEXITY: perplexities(records, expected)}
     for task in tasks:
-        scores = task_scores(records, catalogue.task(task), expected.pivot)
+        scores = task_scores(records, catalogue.task(task), expected.pivots.get(task))
         columns[task] = {name: scores.get(("finetune", name), Scores()).value for name in names}
     measured: dict[str, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
     for row in rows_of(records[(records["stage"] == "pretrain") & (records["language"] == "all")]):
@@ -69,8 +69,7 @@ def _hole(expected: Expected, measure: str, name: str) -> str:
         return f"profile {expected.profile} does not pre-train"
     if measure in ROUTING or measure == PERPLEXITY:
         return f"missing: `{command(expected.paper, 'pretrain', expected.profile, name, expected.seeds[0])}`"
-    train = catalogue.task(measure).train
-    return f"missing: `{command(expected.paper, 'finetune', expected.profile, name, expected.seeds[0], train)}`"
+    return f"missing: `{command(expected.paper, 'finetune', expected.profile, name, expected.seeds[0], expected.trained_on[measure])}`"
 
 
 def table3_blocks(table: pd.DataFrame, expected: Expected, tasks: tuple[str, ...]) -> list[Block]:

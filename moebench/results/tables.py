@@ -36,7 +36,8 @@ class Expected:
         profile: name of the profile.
         paper: name of the paper.
         data: name of the data; empty while nothing is measured.
-        pivot: training language; none while nothing is measured.
+        pivots: task → training language; empty while nothing is measured.
+        trained_on: task → training set.
         methods: name → method, of those that run.
         seeds: seeds of each method.
         tasks: names of the tasks.
@@ -49,7 +50,8 @@ class Expected:
     profile: str
     paper: str
     data: str
-    pivot: str | None
+    pivots: Mapping[str, str]
+    trained_on: Mapping[str, str]
     methods: Mapping[str, Method]
     seeds: tuple[int, ...]
     tasks: tuple[str, ...]
@@ -208,7 +210,7 @@ def table1_xtreme(records: pd.DataFrame, expected: Expected) -> pd.DataFrame:
     interval, ``p`` and, adjusted over the compared methods of the task, ``p_holm``; ``shallow`` the best shallow baseline,
     ``clears_bar`` whether the task counts; ``published`` the paper's own value, as printed; ``note`` why something is empty.
     """
-    per_task = {name: task_scores(records, catalogue.task(name), expected.pivot) for name in expected.tasks}
+    per_task = {name: task_scores(records, catalogue.task(name), expected.pivots.get(name)) for name in expected.tasks}
     verdicts = {name: bar(scores, expected.dense) for name, scores in per_task.items()}
     counted, no_average = averaged_tasks(expected, verdicts)
     rows: list[dict[str, Any]] = []
@@ -314,7 +316,7 @@ def _holes(expected: Expected, scores: Scores, task: Task, method: str) -> str:
     if not empty:
         return ""
     said = ", ".join(f"seed {seed} lacks {scores.lacking[seed]}" if seed in scores.lacking else f"seed {seed} is missing" for seed in empty)
-    return f"{said}: `{command(expected.paper, 'finetune', expected.profile, method, empty[0], task.train)}`"
+    return f"{said}: `{command(expected.paper, 'finetune', expected.profile, method, empty[0], expected.trained_on[task.name])}`"
 
 
 def _perplexity_cells(records: pd.DataFrame) -> tuple[dict[str, dict[int, dict[str, float]]], list[str]]:

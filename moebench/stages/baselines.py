@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 from moebench import config, files
-from moebench.catalogue import task
 from moebench.errors import MoebenchError
 from moebench.tasks.baselines import BASELINES
 
@@ -23,8 +22,8 @@ def baselines(root: Path, profile: str) -> None:
     """
     prepared = root / "data" / "prepared" / profile / "tasks"
     written = {}
-    for name in config.data(root, profile).tasks:
-        kind, folder = task(name).kind, prepared / task(name).train
+    for one in config.tasks(config.data(root, profile)):
+        name, kind, folder = one.name, one.kind, prepared / one.train
         train = files.read_jsonl(folder / "train.jsonl")
         tests = {path.stem: files.read_jsonl(path) for path in sorted((folder / "test" / name).glob("*.jsonl"))}
         if not train or not tests:

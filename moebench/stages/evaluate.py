@@ -77,7 +77,7 @@ def evaluate(root: Path, profile: str, paper: str, partial: bool = False) -> Non
     """
     prepared = root / "data" / "prepared" / profile
     manifest = read_json(prepared / "manifest.json")
-    tasks = [catalogue.task(name) for name in config.data(root, profile).tasks]
+    tasks = config.tasks(config.data(root, profile))
     gold = {task.name: _gold(prepared, task, profile) for task in tasks}
     common = {"profile": profile, "data": data_name(manifest), "paper": paper}
     rows: list[dict[str, Any]] = []
@@ -102,7 +102,7 @@ def evaluate(root: Path, profile: str, paper: str, partial: bool = False) -> Non
         identity = {"profile": profile, "paper": paper, "method": run.method, "seed": run.seed, "stage": run.stage}
         identity["task"] = run.training_set or "mlm"
         facts = cost | {
-            "train_language": manifest["pivot"] if run.training_set else None,
+            "train_language": manifest["train_languages"][run.training_set] if run.training_set else None,
             "config_hash": sha256(plan),
             "fingerprint": read_json(plan).get("fingerprint"),
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import safe_open
 
@@ -12,7 +13,7 @@ from moebench import config
 from moebench.catalogue import task
 from moebench.data import hub_tokenizer
 from moebench.errors import MoebenchError
-from moebench.files import read_json, read_jsonl, sha256, write_json, write_jsonl
+from moebench.files import atomic_write, read_json, read_jsonl, sha256, write_json, write_jsonl
 from moebench.models.build import build_encoder, load_weights
 from moebench.models.flops import costs_of
 from moebench.stages.guard import guard
@@ -47,7 +48,7 @@ def finetune(root: Path, profile: str, paper: str, method: str, training_set: st
         torch.manual_seed(seed)
         encoder = build_encoder(config.Encoder.model_validate(plan["encoder"]), sparse, plan["method"], embedding_rows(start))
         load_weights(encoder, start)
-        freeze = plan["method"]["freeze_in_finetuning"] and plan["frozen_routing"]
+        freeze = plan["method"]["freeze_in_finetuning"]
         torch.manual_seed(seed)
         losses, consistency = plan["method"]["losses"], plan["method"]["consistency"]
         module = FinetuningModule(encoder, optimisation, losses, consistency, seed, kind, freeze)
@@ -57,9 +58,12 @@ def finetune(root: Path, profile: str, paper: str, method: str, training_set: st
         for name in plan["tasks"]:
             for path in sorted((data / "test" / name).glob("*.jsonl")):
                 rows = read_jsonl(path)
-                predicted = predict(trainer, module, task(name), rows, tokenizer, optimisation)
+                predicted, probabilities = predict(trainer, module, task(name), rows, tokenizer, optimisation)
                 if trainer.is_global_zero:
                     write_jsonl(folder / "predictions" / name / path.name, predicted)
+                    if probabilities is not None:
+                        with atomic_write((folder / "predictions" / name / path.name).with_suffix(".npy"), binary=True) as file:
+                            np.save(file, probabilities.astype(np.float32))
         if trainer.is_global_zero:
             write_json(folder / "measures.json", [])
             write_json(

@@ -84,7 +84,6 @@ def of_paper(root: Path, profile: str, paper: str) -> dict[str, dict[str, Any]]:
         for training_set, names in training_sets(root, profile, paper, name).items():
             what = _model(setting, method, NOT_FINETUNING) | {
                 "finetune": setting.finetune[training_set].model_dump(mode="json"),
-                "frozen_routing": setting.frozen_routing,
                 "tasks": names,
                 "catalogue": _facts(names),
             }

@@ -5,17 +5,21 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from moebench import config
-from moebench.catalogue import Task, task
+from moebench.catalogue import Task
 from moebench.data import bundled, checkpoint_files, corpus, hub_tokenizer, tokenizer
 from moebench.data.schema import check, content
 from moebench.errors import MoebenchError
-from moebench.files import write_json, write_jsonl
+from moebench.files import read_jsonl, write_json, write_jsonl
+
+TEXTS = {"pair": ("text_a", "text_b"), "qa": ("question", "context")}
+"""Kind of task → the texts of its rows."""
 
 
 def prepare(root: Path, profile: str) -> None:
@@ -26,12 +30,13 @@ def prepare(root: Path, profile: str) -> None:
             training set shares an example with a test set.
     """
     data = config.data(root, profile)
-    tasks = [task(name) for name in data.tasks]
+    tasks = config.tasks(data)
     with _replacing(root / "data" / "prepared" / profile) as folder, Console(stderr=True).status(f"prepare {profile}") as status:
         status.update(f"prepare {profile}: source")
         source = build_source(root, data, lambda what: status.update(f"prepare {profile}: {what}"))
         manifest: dict[str, Any] = {"profile": profile, "source": source.name, "revision": source.revision}
         manifest |= {"pivot": source.pivot, "languages": list(source.languages)}
+        manifest["train_languages"] = {name: data.train_languages.get(name, source.pivot) for name in sorted({one.train for one in tasks})}
 
         status.update(f"prepare {profile}: tasks")
         manifest["rows"], manifest["overlap"] = _write_tasks(source, tasks, folder / "tasks")
@@ -39,13 +44,14 @@ def prepare(root: Path, profile: str) -> None:
         status.update(f"prepare {profile}: tokenizer")
         downloads = root / "data" / "downloads"
         if data.tokens.source == "bundled":
-            pieces = tokenizer.from_bundle(bundled.Bundle(bundled.fetch(downloads)), folder / "tokenizer")
+            texts = chain(_task_texts(tasks, folder / "tasks"), _texts(source, "train", "validation") if data.corpus else ())
+            pieces = tokenizer.from_bundle(bundled.Bundle(bundled.fetch(downloads)), texts, folder / "tokenizer")
         elif data.tokens.source == "hub":
             assert data.tokens.checkpoint is not None
             pieces = hub_tokenizer.from_checkpoint(checkpoint_files.resolve(data.tokens.checkpoint, downloads), folder / "tokenizer")
         else:
             assert data.tokens.vocabulary is not None
-            pieces = tokenizer.train(_texts(source), data.tokens.vocabulary, folder / "tokenizer")
+            pieces = tokenizer.train(_texts(source, "train"), data.tokens.vocabulary, folder / "tokenizer")
         manifest["tokenizer"] = {"kind": pieces.kind, "size": pieces.size, "sha256": pieces.sha256}
 
         if data.corpus is not None:
@@ -78,15 +84,24 @@ def build_source(root: Path, data: config.Data, step: Callable[[str], object] = 
     return FilesSource(config.benchmark_folder(root), data, step)
 
 
-def _texts(source: Any) -> Iterator[str]:
-    """Every text of the training corpus."""
-    yield from (text for _, text in source.documents("train"))
-    for _, a, _, b in source.parallel("train"):
-        yield a
-        yield b
+def _texts(source: Any, *splits: str) -> Iterator[str]:
+    """Every text of the corpus."""
+    for split in splits:
+        yield from (text for _, text in source.documents(split))
+        for _, a, _, b in source.parallel(split):
+            yield a
+            yield b
 
 
-def _write_tasks(source: Any, tasks: list[Task], folder: Path) -> tuple[dict[str, int], dict[str, int]]:
+def _task_texts(tasks: Iterable[Task], folder: Path) -> Iterator[str]:
+    """What will be cut into pieces of the tasks' prepared rows."""
+    for one in tasks:
+        for path in sorted((folder / one.train).rglob("*.jsonl")):
+            for row in read_jsonl(path):
+                yield from row["words"] if one.kind == "tagging" else (row[key] for key in TEXTS[one.kind])
+
+
+def _write_tasks(source: Any, tasks: tuple[Task, ...], folder: Path) -> tuple[dict[str, int], dict[str, int]]:
     """Write all task files; returns file → rows, and test file → rows whose content is in its training file too (where there are any)."""
     rows: dict[str, int] = {}
     overlap: dict[str, int] = {}

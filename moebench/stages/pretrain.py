@@ -21,9 +21,6 @@ from moebench.stages.guard import guard
 from moebench.training.pretraining import MaskedLMBatches, PretrainingModule, validate
 from moebench.training.trainer import close_run, costs, fit, make_trainer, open_run
 
-BUNDLED_ROWS = 250037
-"""Rows of the bundled encoder's embedding: 35 more than its tokenizer has pieces."""
-
 
 def pretrain(root: Path, profile: str, paper: str, method: str, seed: int) -> None:
     """Pre-train one method with one seed; writes ``runs/<profile>/<paper>/pretrain/<method>-<seed>/``.
@@ -42,7 +39,7 @@ def pretrain(root: Path, profile: str, paper: str, method: str, seed: int) -> No
         sparse = config.Sparse.model_validate(plan["sparse"]) if plan["sparse"] else None
         downloads = root / "data" / "downloads"
         checkpoint = resolve(plan["checkpoint"], downloads) if plan["initialisation"] == "hub" else None
-        rows = BUNDLED_ROWS if plan["initialisation"] == "bundled" else tokenizer.size
+        rows = tokenizer.size
         if checkpoint:
             check_vocabulary(checkpoint, tokenizer)
             rows = rows_of(checkpoint)
@@ -51,7 +48,7 @@ def pretrain(root: Path, profile: str, paper: str, method: str, seed: int) -> No
         if checkpoint and plan["method"]["pretrained"]:
             load_checkpoint(encoder, checkpoint)
         elif plan["initialisation"] == "bundled" and plan["method"]["pretrained"]:
-            load_bundled(encoder, downloads)
+            load_bundled(encoder, tokenizer.rows, downloads)
         module = PretrainingModule(encoder, optimisation, plan["method"]["losses"], plan["method"]["consistency"], seed)
         steps = optimisation.steps if plan["method"]["pretrained"] else 0
         trainer, progress = make_trainer(folder, steps, optimisation.checkpoint_every, plan)

@@ -69,6 +69,12 @@ class Work:
         return self.name.partition("@")[0]
 
     @property
+    def seed(self) -> int:
+        """The last part of a training stage's name; -1 of other stages."""
+        last = self.name.rpartition("-")[2]
+        return int(last) if last.isdecimal() else -1
+
+    @property
     def share_done(self) -> float | None:
         """Share of a training run that is done, if the run says so."""
         try:
@@ -191,7 +197,7 @@ def device_slots(devices: int) -> list[str]:
 
 
 def pipeline(repo: Any, root: Path, profile: str, targets: list[str]) -> dict[str, Work]:
-    """Return address → work of the targets and of everything they need.
+    """Return address → work of the targets and of everything they need, the first seed's runs before the next one's.
 
     Raises:
         MoebenchError: the pipeline has no such target.
@@ -211,7 +217,7 @@ def pipeline(repo: Any, root: Path, profile: str, targets: list[str]) -> dict[st
     needed = list(targets)
     for address in needed:  # grows while it is walked
         needed += sorted(every[address].waits_for - set(needed))
-    return {address: work for address, work in every.items() if address in set(needed)}
+    return {address: every[address] for address in sorted(set(needed), key=lambda address: (every[address].seed, address))}
 
 
 @dataclass

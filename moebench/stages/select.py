@@ -79,8 +79,8 @@ def training_sets(root: Path, profile: str, paper: str | None = None, method: st
     """
     path, data = root / "data" / "profiles" / f"{profile}.yaml", config.data(root, profile)
     sets: dict[str, list[str]] = {}
-    for name in data.tasks:
-        task = catalogue.task(name)
+    for task in config.tasks(data):
+        name = task.name
         if task.constructed != (data.source == "constructed"):
             raise MoebenchError(f"{path}: key 'tasks' names {name!r}, which source {data.source!r} does not have")
         sets.setdefault(task.train, []).append(name)

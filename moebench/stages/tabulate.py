@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from moebench import catalogue, config
+from moebench import config
 from moebench.errors import MoebenchError, nearest
 from moebench.files import write_text
 from moebench.results import layout, published, records, routers, tables
@@ -64,18 +64,22 @@ def expectation(root: Path, profile: str, paper: str, measured: pd.DataFrame, pr
         if set(measured[column]) - {wanted}:
             raise MoebenchError(f"{where}: column {column!r} holds {', '.join(sorted(set(measured[column])))}; should be {wanted} alone")
     data = sorted(set(measured["data"]))
-    pivots = sorted({language for language in provenance["train_language"] if isinstance(language, str)})
-    for column, found in (("data", data), ("train_language", pivots)):
-        if len(found) > 1:
-            raise MoebenchError(f"{where.parent}: column {column!r} holds several values, {', '.join(found)}; run evaluate again")
+    if len(data) > 1:
+        raise MoebenchError(f"{where.parent}: column 'data' holds several values, {', '.join(data)}; run evaluate again")
+    trained = provenance[provenance["stage"] == "finetune"]
+    languages = {str(name): set(mine["train_language"]) for name, mine in trained.groupby("task")}
+    if mixed := sorted(name for name, found in languages.items() if len(found) > 1):
+        raise MoebenchError(f"{where.parent}: column 'train_language' holds several values for {', '.join(mixed)}; run evaluate again")
+    tasks = config.tasks(config.data(root, profile))
     return tables.Expected(
         profile=profile,
         paper=paper,
         data=data[0] if data else "",
-        pivot=pivots[0] if pivots else None,
+        pivots={task.name: str(*languages[task.train]) for task in tasks if task.train in languages},
+        trained_on={task.name: task.train for task in tasks},
         methods=methods,
         seeds=setting.seeds,
-        tasks=config.data(root, profile).tasks,
+        tasks=tuple(task.name for task in tasks),
         baseline=setting.baseline,
         pretraining=setting.pretrain.steps > 0,
         published=numbers,
@@ -96,7 +100,7 @@ def tabulate(root: Path, profile: str, paper: str) -> None:
     main = replace(expected, methods={name: method for name, method in expected.methods.items() if method.table == "main"})
     table1, table2 = tables.table1_xtreme(measured, main), tables.table2_perplexity(measured, main)
     chosen = config.setting(root, paper, profile).routers.training_sets
-    tasks = tuple(name for name in expected.tasks if catalogue.task(name).train in chosen)
+    tasks = tuple(name for name in expected.tasks if expected.trained_on[name] in chosen)
     table3 = routers.table3_routers(measured, expected, tasks)
     files = {"README.md": README.format(paper=expected.published.paper, profile=profile)}
     for name, number, what, table, blocks in (

@@ -153,31 +153,35 @@ def best_spans(logits_BS2: torch.Tensor, allowed_BS: torch.Tensor) -> torch.Tens
     return torch.stack([best_B, place_B // positions, place_B % positions], dim=1)
 
 
-def predictions(task: Task, rows: list[Row], inputs: list[Feature], outputs: list[np.ndarray]) -> list[Row]:
+def predictions(task: Task, rows: list[Row], inputs: list[Feature], outputs: list[np.ndarray]) -> tuple[list[Row], np.ndarray | None]:
     """Turn the outputs of the features into one prediction per row.
 
     Args:
         task: the task.
         rows: its test rows.
-        inputs: their features.
-        outputs: per feature: (C,) probabilities of a pair, (W,) classes of words, or (3,) score, start, end of the best span.
+        inputs: their features, in the order of the rows.
+        outputs: per feature: (C,) probabilities of a pair, (W, C) of words, or (3,) score, start, end of the best span.
+
+    Returns:
+        The predictions, and (N, C) probabilities of all pairs or words in the order of the rows; none for questions.
     """
     result: list[Row] = [{"id": row["id"]} for row in rows]
     if task.kind == "pair":
         for feature, probability in zip(inputs, outputs, strict=True):
             result[feature.example]["prediction"] = task.labels[int(probability.argmax())]
-            result[feature.example]["probabilities"] = [round(float(value), 6) for value in probability]
-    elif task.kind == "tagging":
-        for feature, classes in zip(inputs, outputs, strict=True):
-            tags = [task.labels[int(number)] for number in classes[: len(feature.first)]]
+        return result, np.stack(outputs)
+    if task.kind == "tagging":
+        words = [probability[: len(feature.first)] for feature, probability in zip(inputs, outputs, strict=True)]
+        for feature, probability in zip(inputs, words, strict=True):
+            tags = [task.labels[int(number)] for number in probability.argmax(axis=-1)]
             result[feature.example].setdefault("prediction", []).extend(tags)
-    else:
-        best = [float("-inf")] * len(rows)
-        for feature, (score, start, end) in zip(inputs, outputs, strict=True):
-            answer = result[feature.example]
-            answer.setdefault("prediction", "")
-            if score > best[feature.example]:
-                best[feature.example] = float(score)
-                begin, stop = feature.offsets[int(start)][0], feature.offsets[int(end)][1]
-                answer["prediction"] = rows[feature.example]["context"][begin:stop].strip()
-    return result
+        return result, np.concatenate(words)
+    best = [float("-inf")] * len(rows)
+    for feature, (score, start, end) in zip(inputs, outputs, strict=True):
+        answer = result[feature.example]
+        answer.setdefault("prediction", "")
+        if score > best[feature.example]:
+            best[feature.example] = float(score)
+            begin, stop = feature.offsets[int(start)][0], feature.offsets[int(end)][1]
+            answer["prediction"] = rows[feature.example]["context"][begin:stop].strip()
+    return result, None

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as lightning
+import numpy as np
 from torch import Tensor, nn
 
 from moebench.catalogue import Task
@@ -62,15 +63,8 @@ class FinetuningModule(Training):
             self.head = SpanHead(width)
         else:
             self.head = (PairHead if task.kind == "pair" else TagHead)(width, len(task.labels))
-        if optimisation.freeze_embedding:
-            encoder.embedding.requires_grad_(False)
         if freeze_sparse and encoder.sparse is not None:
             encoder.sparse.requires_grad_(False)
-        self.factors = {"head.": optimisation.head_rate, "encoder.sparse.": optimisation.sparse_rate, "": 1.0}
-
-    def rates(self) -> dict[str, float]:
-        """The head and the sparse layer may learn faster than the trunk."""
-        return self.factors
 
     def _scores(self, batch: Batch) -> tuple[Tensor, Aux | None]:
         states_BSD, aux = self.encoder(batch["ids"], batch["mask"])
@@ -87,19 +81,14 @@ class FinetuningModule(Training):
     def predict_step(self, batch: Batch, batch_idx: int) -> Any:
         """Return one array per feature, as ``features.predictions`` reads them."""
         logits, _ = self._scores(batch)
-        if self.task.kind == "pair":
-            result = logits.softmax(dim=-1)
-        elif self.task.kind == "tagging":
-            result = logits.argmax(dim=-1)
-        else:
-            result = best_spans(logits, batch["allowed"])
+        result = best_spans(logits, batch["allowed"]) if self.task.kind == "qa" else logits.softmax(dim=-1)
         return result.cpu().numpy()
 
 
 def predict(
     trainer: lightning.Trainer, module: FinetuningModule, kind: Task, rows: list[Row], tokenizer: Tokenizer, optimisation: Finetuning
-) -> list[Row]:
-    """Predict the rows, in batches of similar length."""
+) -> tuple[list[Row], np.ndarray | None]:
+    """Predict the rows, in batches of similar length; the second result is as that of ``features.predictions``."""
     inputs = features(kind, rows, tokenizer, optimisation)
     by_length = sorted(range(len(inputs)), key=lambda index: len(inputs[index].ids))
     size = max(32, optimisation.batch)

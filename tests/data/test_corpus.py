@@ -5,7 +5,7 @@ import random
 
 import numpy as np
 import pytest
-from tiny_bundle import write_bundle
+from tiny_bundle import EVERY_TEXT, write_bundle
 
 from moebench.data import corpus, tokenizer
 from moebench.data.bundled import Bundle
@@ -39,7 +39,7 @@ class Source:
 def pieces(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
     write_bundle(folder / "tiny.bin")
-    return tokenizer.from_bundle(Bundle(folder / "tiny.bin"), folder)
+    return tokenizer.from_bundle(Bundle(folder / "tiny.bin"), EVERY_TEXT, folder)
 
 
 def read(folder, name):

@@ -238,7 +238,7 @@ def test_training_on_scored_data_is_refused(xnli, scored):
 def test_one_group_cannot_be_split(tmp_path):
     write(tmp_path / "xnli/train-en.tsv", nli(1, "train"))
     write(tmp_path / "xnli/dev-en.tsv", nli(2, "dev"))
-    with pytest.raises(MoebenchError, match=r"train-en\.tsv: has one group of examples"):
+    with pytest.raises(MoebenchError, match=r"train-en\.tsv: 1 groups of examples are too few to hold some out; the train set is empty"):
         source(tmp_path, "xnli").train("xnli")
 
 
@@ -255,6 +255,50 @@ def test_documents_split_and_report_blank_lines(xnli):
     assert files.reports() == ["corpus/en.txt: line 41: 2 blank lines in the file, the first here; no documents"]
     assert list(files.parallel("train")) == []
     assert {"corpus/de.txt", "corpus/en.txt"} <= set(files.files())
+
+
+def test_a_part_of_the_training_file_serves_as_test_set_and_another_set_is_trained_on_it(tmp_path):
+    write(tmp_path / "xquad/xquad.de.json", squad(4, "xquad"))
+    write(tmp_path / "tydiqa/tydiqa-goldp-v1.1-train/tydiqa.goldp.en.train.json", squad(25, "train"))
+    write(tmp_path / "tydiqa/tydiqa-goldp-v1.1-dev/tydiqa.goldp.ko.dev.json", squad(3, "dev", answered=False))
+    files = source(tmp_path, "xquad", "tydiqa", train_as={"squad": "tydiqa"}, test_from_train=["tydiqa"])
+    test = files.test("tydiqa")
+    assert test.keys() == {"en"}
+    parts = {"train": files.train("tydiqa"), "validation": files.validation("tydiqa"), "test": test["en"]}
+    contexts = {name: {int(row["context"].split()[1][:-1]) for row in rows} for name, rows in parts.items()}
+    assert contexts["validation"] == {0, 10, 20}
+    assert contexts["test"] == {1, 2, 11, 12, 21, 22}
+    assert contexts["train"] == set(range(25)) - contexts["validation"] - contexts["test"]
+    assert files.test("xquad").keys() == {"de"}
+    assert {key: name for key, name in files.choices().items() if not key.startswith("xquad")} == {
+        "tydiqa.en": "tydiqa/tydiqa-goldp-v1.1-train/tydiqa.goldp.en.train.json, groups 1 and 2 of every 10",
+        "tydiqa.train": "tydiqa/tydiqa-goldp-v1.1-train/tydiqa.goldp.en.train.json",
+        "tydiqa.validation": "tydiqa/tydiqa-goldp-v1.1-train/tydiqa.goldp.en.train.json, every 10th group",
+    }
+    assert not any("dev.ko" in name for name in files.files())
+
+
+def test_the_texts_of_training_sets_join_the_corpus_once_each_and_never_those_held_out(xnli):
+    files = source(xnli, "xnli", corpus_sets=["xnli"], train_languages={"xnli": "sw"})
+    found = {split: list(files.documents(split)) for split in ("train", "validation")}
+    texts = list(dict.fromkeys(text for row in files.train("xnli") for text in (row["text_a"], row["text_b"])))
+    assert len(texts) == len({row["text_a"] for row in files.train("xnli")}) * 4
+    assert found["validation"] == [("sw", text) for text in texts[::HELD_OUT_DOCUMENTS]]
+    assert [text for _, text in found["train"]] == [text for number, text in enumerate(texts) if number % HELD_OUT_DOCUMENTS]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "complaint"),
+    [
+        ("train_as", {"squad": "tydi"}, r"train_as: unknown training set 'tydi' \(did you mean 'tydiqa'\?\)"),
+        ("train_languages", {"xnl": "de"}, r"train_languages: unknown training set 'xnl' \(did you mean 'xnli'\?\)"),
+        ("corpus_sets", ["panx"], "corpus_sets: unknown training set 'panx'.*; training sets are: xnli"),
+        ("test_from_train", ["tydiqa"], "test_from_train: task 'tydiqa'; tasks are: xnli"),
+    ],
+)
+def test_stand_ins_that_do_not_exist_are_named(xnli, key, value, complaint):
+    with pytest.raises(MoebenchError, match=complaint):
+        source(xnli, "xnli", **{key: value})
 
 
 # ------------------------------------------------------------------------------------------------------------- a real folder

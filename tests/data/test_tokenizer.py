@@ -10,7 +10,7 @@ import pytest
 import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_bundle import NORMALISATION, PIECES, write_bundle
+from tiny_bundle import EVERY_TEXT, NORMALISATION, PIECES, write_bundle
 
 from moebench.data import tokenizer
 from moebench.data.bundled import Bundle
@@ -51,7 +51,7 @@ def trained(tmp_path_factory):
 def bundled(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bundled")
     write_bundle(folder / "tiny.bin")
-    return tokenizer.from_bundle(Bundle(folder / "tiny.bin"), folder)
+    return tokenizer.from_bundle(Bundle(folder / "tiny.bin"), EVERY_TEXT, folder)
 
 
 def surfaces(ours: Tokenizer, ids: list[int]) -> list[str]:
@@ -234,10 +234,26 @@ def test_sentencepiece_reads_the_model_file_on_its_own(trained, tmp_path):
 
 @pytest.mark.skipif(not REAL.is_file(), reason="the real weights are not there (data/downloads or MOEBENCH_BUNDLE)")
 def test_the_real_vocabulary(tmp_path):
-    ours = tokenizer.from_bundle(Bundle(REAL), tmp_path)
-    assert (ours.size, ours.mask) == (250002, 250001)
-    assert ours.encode("Hello world") == ([35378, 8999], [(0, 5), (6, 11)])
+    ours = tokenizer.from_bundle(Bundle(REAL), ["Hello world", "Ｈｅｌｌｏ\u00a0 world 第一", "第一"], tmp_path)
+    assert ours.rows == sorted({0, 1, 2, 3, 250001, *(ours.rows[piece] for piece in ours.encode("Hello world 第一")[0])})
+    pieces, offsets = ours.encode("Hello world")
+    assert ([ours.rows[piece] for piece in pieces], offsets) == ([35378, 8999], [(0, 5), (6, 11)])
     text = "Ｈｅｌｌｏ\u00a0 world 第一"
     assert [text[start:stop] for start, stop in ours.encode(text)[1]] == ["Ｈｅｌｌｏ", "world", "", "第一"]
     ids, first = ours.encode_words(["第一", "Hello"])
     assert [ours._pieces.id_to_piece(ids[index]) for index in first] == ["第一", "▁Hello"]
+
+
+def test_a_part_of_the_bundled_vocabulary_cuts_its_texts_as_the_whole_does(bundled, tmp_path):
+    texts = ["the cat sat on the mat", "hello world", "fine é", "日本語 cat", "ﬁne"]
+    write_bundle(tmp_path / "tiny.bin")
+    part = tokenizer.from_bundle(Bundle(tmp_path / "tiny.bin"), texts, tmp_path)
+    assert part.size < bundled.size
+    assert part.rows == sorted(part.rows)
+    for text in texts:
+        assert surfaces(part, part.encode(text)[0]) == surfaces(bundled, bundled.encode(text)[0])
+        assert [part.rows[piece] for piece in part.encode(text)[0]] == [bundled.rows[piece] for piece in bundled.encode(text)[0]]
+    for name in ("bos", "pad", "eos", "unk", "mask"):
+        assert part.rows[getattr(part, name)] == bundled.rows[getattr(bundled, name)]
+    assert Tokenizer.load(tmp_path).rows == part.rows
+    assert part.encode("xyz")[0][-1] == part.unk

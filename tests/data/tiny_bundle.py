@@ -12,6 +12,8 @@ WORDS = ["the", "cat", "sat", "on", "mat", "hello", "world", "fin", "fi", "ne", 
 PIECES = ["<s>", "<pad>", "</s>", "<unk>", MARK, *string.ascii_letters, *string.digits, *".,!?'", *WORDS, *(MARK + word for word in WORDS)]
 PIECES += [f"filler{i}" for i in range(199 - len(PIECES))] + ["<mask>"]
 SCORES = [0.0] * 4 + [-3.0 if len(piece) > 1 else -9.0 - i / 100 for i, piece in enumerate(PIECES[4:-1])] + [0.0]
+EVERY_TEXT = [(one + other).replace(MARK, " ") for one in PIECES[4:-1] for other in PIECES[4:-1]]
+"""Uses every piece that a best segmentation can use."""
 NORMALISATION = {1: "", 9: " ", 10: " ", 0xA0: " ", 0x2581: " ", 0x3000: " ", 0xFFFD: " ", 0xFB01: "fi", 0x33A5: "m3", 0xFDFA: "a b"}
 NORMALISATION |= {code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}
 

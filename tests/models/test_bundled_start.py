@@ -15,9 +15,10 @@ from moebench.models.build import build_encoder, load_bundled
 SHAPE = config.Encoder(layers=2, width=64, heads=4, inner=128, norm="post", max_positions=32, token_types=2, epsilon=1e-12)
 XMOE = {"layer": "moe", "router": "xmoe", "options": {"gate": "softmax", "temperature": 0.3}}
 IDENTITY = config.Sparse(experts=4, sublayers=3, inner=16, identity=True)
+ALL = list(range(tiny_bundle.ROWS))
 
 
-def bert(weights, ids):
+def bert(weights, ids, layers=2):
     """BERT (post-norm, exact GELU) in float64, one sequence of (S,) ids to (S, 64) states."""
     get = {name: value.astype(np.float64) for name, value in weights.items()}
 
@@ -29,7 +30,7 @@ def bert(weights, ids):
         return x @ get[name + ".w"].T + get[name + ".b"]
 
     x = norm(get["emb.word"][ids] + get["emb.pos"][: len(ids)] + get["emb.type"][0], "emb.ln")
-    for layer in range(2):
+    for layer in range(layers):
         query, key, value = (linear(x, f"l{layer}.{part}") for part in "qkv")
         heads = []
         for head in range(4):
@@ -53,15 +54,29 @@ def test_the_loaded_encoder_equals_bert_and_the_sparse_layer_changes_nothing(tmp
     ids = np.array([0, 17, 60, 33, 4, 150, 2])
     mask = torch.ones(1, 7, dtype=torch.bool)
     dense = build_encoder(SHAPE, None, {"layer": "none"}, tiny_bundle.ROWS).eval()
-    load_bundled(dense, tmp_path)
+    load_bundled(dense, ALL, tmp_path)
     states = dense(torch.tensor(ids)[None], mask)[0]
     np.testing.assert_allclose(states[0].detach(), bert(weights, ids), atol=1e-5)
     sparse = build_encoder(SHAPE, IDENTITY, XMOE, tiny_bundle.ROWS).eval()
-    load_bundled(sparse, tmp_path)
+    load_bundled(sparse, ALL, tmp_path)
     assert torch.equal(sparse(torch.tensor(ids)[None], mask)[0], states)
 
 
 def test_another_shape_is_refused_with_both_shapes(tmp_path, weights):
     encoder = build_encoder(SHAPE.model_copy(update={"heads": 8}), None, {"layer": "none"}, tiny_bundle.ROWS)
-    with pytest.raises(MoebenchError, match=r"\(64, 2, 4, 128, 32, 2, 'post', 'learned'\), not \(64, 2, 8"):
-        load_bundled(encoder, tmp_path)
+    with pytest.raises(MoebenchError, match=r"\(64, 4, 128, 32, 2, 'post', 'learned'\), not \(64, 8"):
+        load_bundled(encoder, ALL, tmp_path)
+
+
+def test_fewer_blocks_and_pieces_are_the_lower_blocks_and_the_rows_of_the_pieces(tmp_path, weights):
+    shape = SHAPE.model_copy(update={"layers": 3})
+    with pytest.raises(MoebenchError, match="has 2 blocks, too few for the encoder's layers 3"):
+        load_bundled(build_encoder(shape, None, {"layer": "none"}, tiny_bundle.ROWS), ALL, tmp_path)
+    rows = [0, 1, 2, 3, 17, 33, 60, 150]
+    encoder = build_encoder(SHAPE.model_construct(**(SHAPE.model_dump() | {"layers": 1})), None, {"layer": "none"}, len(rows)).eval()
+    load_bundled(encoder, rows, tmp_path)
+    ids = np.array([0, 4, 6, 5, 2])
+    states = encoder(torch.tensor(ids)[None], torch.ones(1, 5, dtype=torch.bool))[0]
+    np.testing.assert_allclose(states[0].detach(), bert(weights, np.array(rows)[ids], layers=1), atol=1e-5)
+    with pytest.raises(MoebenchError, match="needs the bundled tokenizer"):
+        load_bundled(encoder, None, tmp_path)

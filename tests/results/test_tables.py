@@ -27,7 +27,8 @@ LANGUAGES = ("aa", "bb", "cc")
 @pytest.fixture(scope="module")
 def make(project):
     def make(tasks, seeds=(0, 1, 2), **changes):
-        values = {"profile": "cpu", "paper": "xmoe", "data": "constructed-1", "pivot": "aa", "methods": METHODS, "seeds": seeds}
+        values = {"profile": "cpu", "paper": "xmoe", "data": "constructed-1", "methods": METHODS, "seeds": seeds}
+        values |= {"pivots": dict.fromkeys(tasks, "aa"), "trained_on": {name: catalogue.task(name).train for name in tasks}}
         values |= {"tasks": tuple(tasks), "baseline": "smoe_softmax", "pretraining": True, "published": published.load(project, "xmoe")}
         return Expected(**(values | changes))
 
@@ -105,7 +106,7 @@ def test_mlqa_across_languages_is_recorded_but_not_averaged(make):
         for language, value in (("en", 80.0), ("de", 60.0), ("de-en", 0.0), ("en-de", 0.0))
         for metric in ("f1", "em")
     ]
-    found = row_of(table1_xtreme(frame(rows), make(["mlqa"], pivot="en")), "mlqa", "dense")
+    found = row_of(table1_xtreme(frame(rows), make(["mlqa"], pivots={"mlqa": "en"})), "mlqa", "dense")
     assert (found["value"], found["pivot"], found["zero_shot"]) == (70.5, 80.5, 60.5)
 
 
@@ -182,7 +183,7 @@ def test_a_method_without_runs_is_an_empty_row_with_the_command(make):
 
 
 def test_no_records_at_all_make_a_table_of_holes(make):
-    table = table1_xtreme(frame([]), make(["constructed_pos"], data="", pivot=None))
+    table = table1_xtreme(frame([]), make(["constructed_pos"], data="", pivots={}))
     assert table[table["section"] == "compared"]["value"].isna().all()
     assert len(table) == 2 * len(METHODS)
 

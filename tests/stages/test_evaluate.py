@@ -52,9 +52,8 @@ def root(tmp_path):
     for name, method in METHODS.items():
         yaml_at(tmp_path / f"experiments/xmoe/methods/{name}.yaml", method)
     prepared = tmp_path / "data/prepared/cpu"
-    files.write_json(
-        prepared / "manifest.json", {"source": "constructed", "revision": "constructed-1", "pivot": "aa", "languages": ["aa", "bb"]}
-    )
+    manifest = {"source": "constructed", "revision": "constructed-1", "pivot": "aa", "languages": ["aa", "bb"]}
+    files.write_json(prepared / "manifest.json", manifest | {"train_languages": dict.fromkeys(SETTING["finetune"], "aa")})
     for task, languages in LANGUAGES.items():
         folder = prepared / "tasks" / ("constructed_pos" if task == "constructed_pos" else "constructed_qa") / "test" / task
         for language in languages:

@@ -11,6 +11,7 @@ import pytest
 from moebench.data import bundled
 from moebench.data.tokenizer import Tokenizer
 from moebench.errors import MoebenchError
+from moebench.files import read_jsonl
 from moebench.stages import prepare as stage
 
 write_bundle = runpy.run_path(str(Path(__file__).parents[1] / "data" / "tiny_bundle.py"))["write_bundle"]
@@ -238,7 +239,12 @@ def test_files_with_the_bundled_vocabulary(tmp_path, monkeypatch):
     assert asked == [root / "data" / "downloads"]
     assert not (folder / "corpus").exists()
     assert manifest["tokenizer"]["kind"] == "bundled"
-    assert manifest["tokenizer"]["size"] == 200
+    pieces = Tokenizer.load(folder / "tokenizer")
+    rows = [row for path in (folder / "tasks").rglob("*.jsonl") for row in read_jsonl(path)]
+    used = {piece for row in rows for key in ("text_a", "text_b") for piece in pieces.encode(row[key])[0]}
+    special = {pieces.bos, pieces.pad, pieces.eos, pieces.unk, pieces.mask}
+    assert used | special == set(range(pieces.size))
+    assert manifest["tokenizer"]["size"] == pieces.size
     assert manifest["overlap"] == {"xnli/test/xnli/en.jsonl": 2}  # real files do repeat sentences: counted, not refused
     assert manifest["choices"] == source.choices()
     assert manifest["reports"] == source.reports()

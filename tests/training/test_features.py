@@ -58,8 +58,10 @@ def test_every_word_is_predicted_once_and_in_order_however_long_the_sentence(wor
         for word_place, tag in zip(feature.first, feature.tags, strict=True):
             assert batch["ids"][row, word_place] not in (Letters.bos, Letters.eos, Letters.pad, 9)
             assert batch["labels"][row, feature.first.index(word_place)] == tag
-        outputs.append(np.array([*feature.tags, 0, 0]))
-    assert predictions(kind, rows, inputs, outputs) == [{"id": "s", "prediction": tags}]
+        outputs.append(np.eye(len(kind.labels))[[*feature.tags, 0, 0]])
+    predicted, probabilities = predictions(kind, rows, inputs, outputs)
+    assert predicted == [{"id": "s", "prediction": tags}]
+    np.testing.assert_array_equal(probabilities, np.eye(len(kind.labels))[[kind.labels.index(tag) for tag in tags]])
 
 
 @given(st.integers(0, 59), st.integers(1, 8))
@@ -76,7 +78,7 @@ def test_the_gold_span_of_any_window_reads_back_as_the_answer(start, length):
     assert found
     for feature in found:
         outputs = [np.array([1.0, *feature.span]) if other is feature else np.array([-np.inf, 0, 0]) for other in inputs]
-        assert predictions(kind, rows, inputs, outputs)[0]["prediction"] == text
+        assert predictions(kind, rows, inputs, outputs)[0][0]["prediction"] == text
 
 
 def test_best_spans_equal_a_search_over_all_spans():
