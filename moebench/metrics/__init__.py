@@ -1,1 +1,1 @@
-"""Metrics as plain functions of labels, strings and arrays; numpy and the standard library only."""
+"""Metrics as plain functions of labels, strings and arrays; numpy, scipy and the standard library only."""
