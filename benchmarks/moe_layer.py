@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from moebench.moe import Routing, dispatch
 from moebench.moe.experts import FeedForwardExperts
+from moebench.training.trainer import keep_freed_memory
 
 LOADS = ("balanced", "skewed", "collapsed")
 
@@ -248,6 +249,7 @@ def main() -> None:
     if arguments.quick:
         arguments.sizes, arguments.types, arguments.rounds = ["256x32"], ["bfloat16"], 5
     torch.set_num_threads(arguments.threads)
+    keep_freed_memory()  # as in training, for all contenders: else fresh pages for gradients are a part of every pass
     names = []
     for name in arguments.contenders:
         package = CONTENDERS[name][0]

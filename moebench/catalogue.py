@@ -88,6 +88,11 @@ TASKS: dict[str, Task] = {
 }
 
 
+def standard_error(metric: str) -> str:
+    """Return the name under which records hold the bootstrap standard error of a task's metric, over test examples."""
+    return f"{metric}_bootstrap_se"
+
+
 def task(name: str) -> Task:
     """Return the task of that name.
 

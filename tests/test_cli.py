@@ -92,7 +92,7 @@ def test_lists_are_names_one_a_line(kind):
     assert lines == expected.get(kind, lines)
     assert len(lines) == len(set(lines)) > 0
     if kind == "metrics":
-        assert {"accuracy", "f1", "em", "perplexity"} <= set(lines)
+        assert {"accuracy", "f1", "em", "em_bootstrap_se", "perplexity"} <= set(lines)
     if kind == "tasks":
         assert {"xnli", "constructed_nli"} <= set(lines)
 

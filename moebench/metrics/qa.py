@@ -33,7 +33,7 @@ HAN = re.compile("([\u4e00-\u9fa5])")
 
 
 class AnswerScores(NamedTuple):
-    """Mean scores in 0..1."""
+    """Scores of one question, or their mean over questions, in 0..1."""
 
     f1: float
     em: float
@@ -83,6 +83,26 @@ def exact_match(prediction: str, answer: str, rule: Rule, language: str = "") ->
     return float(normalise(prediction, rule, language) == normalise(answer, rule, language))
 
 
+def question_scores(
+    predictions: Sequence[str | None], answers: Sequence[Sequence[str]], rule: Rule, language: str = ""
+) -> list[AnswerScores]:
+    """Best F1 and best exact match over the answers of each question; arguments and errors as in `answer_scores`."""
+    if not predictions:
+        raise ValueError("question answering needs at least one question")
+    if not all(answers):
+        raise ValueError("a question has no gold answer")
+
+    def best(prediction: str | None, gold: Sequence[str], metric: Callable[[str, str, Rule, str], float]) -> float:
+        return 0.0 if prediction is None else max(metric(prediction, answer, rule, language) for answer in gold)
+
+    return [AnswerScores(best(said, gold, f1), best(said, gold, exact_match)) for said, gold in zip(predictions, answers, strict=True)]
+
+
+def mean_scores(scores: Sequence[AnswerScores]) -> AnswerScores:
+    """Mean over questions, of which there must be one."""
+    return AnswerScores(sum(one.f1 for one in scores) / len(scores), sum(one.em for one in scores) / len(scores))
+
+
 def answer_scores(predictions: Sequence[str | None], answers: Sequence[Sequence[str]], rule: Rule, language: str = "") -> AnswerScores:
     """Mean over questions of the best score over the question's answers.
 
@@ -95,16 +115,4 @@ def answer_scores(predictions: Sequence[str | None], answers: Sequence[Sequence[
     Raises:
         ValueError: no question, different lengths, a question without gold answer, unknown rule or language.
     """
-    if not predictions:
-        raise ValueError("question answering needs at least one question")
-    if not all(answers):
-        raise ValueError("a question has no gold answer")
-
-    def mean(metric: Callable[[str, str, Rule, str], float]) -> float:
-        best = [
-            0.0 if prediction is None else max(metric(prediction, answer, rule, language) for answer in gold)
-            for prediction, gold in zip(predictions, answers, strict=True)
-        ]
-        return sum(best) / len(best)
-
-    return AnswerScores(mean(f1), mean(exact_match))
+    return mean_scores(question_scores(predictions, answers, rule, language))

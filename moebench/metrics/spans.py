@@ -53,8 +53,8 @@ def spans(sentences: Iterable[Sequence[str]]) -> set[Span]:
     return found
 
 
-def span_counts(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict[str, SpanCounts]:
-    """Count the spans of each type, sorted by type.
+def _checked_spans(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> tuple[set[Span], set[Span]]:
+    """Return the gold and the predicted spans.
 
     Raises:
         ValueError: the sentences or their lengths do not match, or a tag is empty.
@@ -63,9 +63,30 @@ def span_counts(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]
         raise ValueError("gold and predicted tags differ in the number of sentences or in their lengths")
     if any(not tag for sentences in (gold, predicted) for sentence in sentences for tag in sentence):
         raise ValueError("a tag is empty")
-    there, said = spans(gold), spans(predicted)
+    return spans(gold), spans(predicted)
+
+
+def span_counts(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict[str, SpanCounts]:
+    """Count the spans of each type, sorted by type.
+
+    Raises:
+        ValueError: the sentences or their lengths do not match, or a tag is empty.
+    """
+    there, said = _checked_spans(gold, predicted)
     right_of, said_of, there_of = (Counter(span[0] for span in group) for group in (there & said, said, there))
     return {type_: SpanCounts(right_of[type_], said_of[type_], there_of[type_]) for type_ in sorted(there_of | said_of)}
+
+
+def sentence_counts(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> list[SpanCounts]:
+    """Count the spans of each sentence; one that the reading carries over several sentences counts where it ends.
+
+    Raises:
+        ValueError: the sentences or their lengths do not match, or a tag is empty.
+    """
+    there, said = _checked_spans(gold, predicted)
+    sentence_at = [number for number, sentence in enumerate(gold) for _ in range(len(sentence) + 1)]
+    right_in, said_in, there_in = (Counter(sentence_at[last] for _, _, last in group) for group in (there & said, said, there))
+    return [SpanCounts(right_in[number], said_in[number], there_in[number]) for number in range(len(gold))]
 
 
 def span_scores(counts: Collection[SpanCounts]) -> SpanScores:

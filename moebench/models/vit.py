@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -18,12 +17,9 @@ from torch.nn import functional
 from moebench.config import Config, Positive
 from moebench.errors import MoebenchError
 from moebench.models.attention import attend
-from moebench.moe.experts import ACTIVATIONS, FeedForwardExperts
+from moebench.moe.experts import FeedForwardExperts
 from moebench.moe.layer import Aux, MoELayer
 from moebench.moe.registry import build_router
-
-gelu = partial(functional.gelu, approximate="tanh")  # flax's GELU
-ACTIVATIONS["gelu_tanh"] = gelu
 
 
 class Vision(Config):
@@ -109,7 +105,7 @@ def placement(layers: int, last: int | None = None) -> tuple[int, ...]:
 
 
 class FeedForward(nn.Module):
-    """outer(gelu(inner(x)))."""
+    """outer(GELU(inner(x))), with flax's approximation of GELU."""
 
     def __init__(self, width: int, inner: int):
         super().__init__()
@@ -121,7 +117,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x_NSD: Tensor) -> Tensor:
         """Shapes (N, S, D) in and out."""
-        return self.outer(gelu(self.inner(x_NSD)))
+        return self.outer(functional.gelu(self.inner(x_NSD), approximate="tanh"))
 
 
 class Block(nn.Module):
@@ -159,8 +155,7 @@ def _expert_layer(shape: Vision, mixture: Mixture, index: int) -> MoELayer:
     name, options = "noisy_topk", dict(mixture.options)
     if mixture.variant in ("e3", "only_partitioning"):
         name, options = "partitioned", options | {"members": mixture.members, "tiled": mixture.variant == "e3"}
-    experts = FeedForwardExperts(mixture.experts, shape.width, shape.inner)
-    experts.activation = "gelu_tanh"
+    experts = FeedForwardExperts(mixture.experts, shape.width, shape.inner, activation="gelu_tanh")
     with torch.no_grad():
         for weights in (experts.fc1_weight, experts.fc2_weight):
             for weight in weights:

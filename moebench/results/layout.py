@@ -49,6 +49,7 @@ def table1_blocks(table: pd.DataFrame, expected: Expected) -> list[Block]:
             blocks += _group(rows, expected, heading, [*tasks, AVERAGE] if tasks else [], said)
         elif tasks:
             blocks += _group(rows, expected, heading, tasks, text)
+    blocks += _uncertainty(rows, expected)
     blocks.append(_shallow(table, rows, expected, constructed))
     if expected.floors:
         cells = _cells(rows, expected, "floor", expected.floors, [*expected.tasks, AVERAGE])
@@ -128,6 +129,26 @@ def _group(rows: Rows, expected: Expected, heading: str, columns: list[str], tex
 
 def _cells(rows: Rows, expected: Expected, section: str, names: Iterable[str], tasks: Iterable[str]) -> tuple[tuple[str, ...], ...]:
     return tuple((expected.methods[name].label, *(measured_cell(rows[section, task, name], 1) for task in tasks)) for name in names)
+
+
+def _uncertainty(rows: Rows, expected: Expected) -> list[Block]:
+    """Standard errors over test examples, if any method has one."""
+    text = (
+        "Bootstrap standard error of the task's value in percent points, that is, how much it would vary over other test examples of the"
+        " same languages and not, as ± does, over training seeds: groups of dependent examples (pairs of one premise, questions on one"
+        " context, single sentences) are resampled 1000 times in each language; mean over languages, an upper bound, as test sets are"
+        " partly translations of each other and their errors may go together; mean over seeds."
+    )
+    lines = tuple(
+        (
+            expected.methods[name].label,
+            *(EMPTY if (error := rows["compared", task, name]["bootstrap_se"]) is None else number(error, 1) for task in expected.tasks),
+        )
+        for name in expected.compared
+    )
+    if all(cell == EMPTY for _, *cells in lines for cell in cells):
+        return []
+    return [Block("Uncertainty over test examples", (text,), ("method", *map(task_column, expected.tasks)), lines)]
 
 
 def _shallow(table: pd.DataFrame, rows: Rows, expected: Expected, constructed: bool) -> Block:

@@ -79,11 +79,16 @@ class Expected:
 
 @dataclass
 class Scores:
-    """Seed → score of one method or shallow baseline, in percent; ``lacking`` says, per seed, which languages have no number."""
+    """Seed → score of one method or shallow baseline, in percent.
+
+    ``error`` is the standard error of ``value`` over test examples, where the records have it; ``lacking`` says, per seed, which languages
+    have no number.
+    """
 
     value: dict[int, float] = field(default_factory=dict)
     pivot: dict[int, float] = field(default_factory=dict)
     zero_shot: dict[int, float] = field(default_factory=dict)
+    error: dict[int, float] = field(default_factory=dict)
     metrics: dict[str, dict[int, float]] = field(default_factory=lambda: defaultdict(dict))
     lacking: dict[int, str] = field(default_factory=dict)
 
@@ -108,15 +113,29 @@ def rows_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(column): value for column, value in row.items()} for row in frame.to_dict("records")]
 
 
+Cells = dict[tuple[str, str], dict[int, dict[str, dict[str, float]]]]
+"""(stage, method) → seed → language → metric → value."""
+
+
+def _cells(records: pd.DataFrame) -> Cells:
+    cells: Cells = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))
+    for row in rows_of(records):
+        cells[row["stage"], row["method"]][row["seed"]][row["language"]][row["metric"]] = row["value"]
+    return cells
+
+
 def task_scores(records: pd.DataFrame, task: Task, pivot: str | None) -> dict[tuple[str, str], Scores]:
     """Average a task's records over languages: (stage, method) → scores.
 
     A seed counts only with every language and metric that any run or baseline has for this task; one that lacks some gets no value.
+    The standard error is averaged like the value, over the same languages. That is an upper bound, reached where the errors of languages
+    and metrics go together: test sets are partly translations of each other, so their independence cannot be taken for granted.
     """
-    cells: dict[tuple[str, str], dict[int, dict[str, dict[str, float]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))
-    mine = records[(records["task"] == task.name) & records["stage"].isin(["finetune", "baseline"]) & records["metric"].isin(task.metrics)]
-    for row in rows_of(mine):
-        cells[row["stage"], row["method"]][row["seed"]][row["language"]][row["metric"]] = row["value"]
+    tested = records[(records["task"] == task.name) & records["stage"].isin(["finetune", "baseline"])]
+    mine = tested[tested["metric"].isin(task.metrics)]
+    cells = _cells(mine)
+    metric_of = {catalogue.standard_error(metric): metric for metric in task.metrics}
+    errors = _cells(tested[tested["metric"].isin(metric_of)].replace({"metric": metric_of}))
     languages = sorted(set(mine["language"]))
     averaged = scoring.averaged_languages(task, languages)
     others = [language for language in languages if language != pivot]
@@ -133,6 +152,9 @@ def task_scores(records: pd.DataFrame, task: Task, pivot: str | None) -> dict[tu
                 scores.pivot[seed] = scoring.task_value(task, values, [pivot])
             if scoring.averaged_languages(task, others):
                 scores.zero_shot[seed] = scoring.task_value(task, values, others)
+            found = errors[key][seed]
+            if all(found[language].keys() == set(task.metrics) for language in averaged):
+                scores.error[seed] = scoring.task_value(task, found, languages)
             for metric in task.metrics:
                 scores.metrics[metric][seed] = mean([values[language][metric] for language in averaged])
     return result
@@ -184,20 +206,9 @@ def average_scores(per_task: Mapping[str, Scores]) -> Scores:
 
 
 TABLE1_COLUMNS = (
-    *("section", "task", "stands_for", "method", "label", "value", "sd", "n_seeds", "f1", "em", "pivot", "zero_shot", "zero_shot_sd"),
-    *(
-        "difference",
-        "ci_low",
-        "ci_high",
-        "p",
-        "p_holm",
-        "shallow",
-        "shallow_zero_shot",
-        "clears_bar",
-        "published",
-        "published_where",
-        "note",
-    ),
+    *("section", "task", "stands_for", "method", "label", "value", "sd", "n_seeds", "bootstrap_se", "f1", "em"),
+    *("pivot", "zero_shot", "zero_shot_sd", "difference", "ci_low", "ci_high", "p", "p_holm", "shallow", "shallow_zero_shot"),
+    *("clears_bar", "published", "published_where", "note"),
 )
 
 
@@ -205,10 +216,12 @@ def table1_xtreme(records: pd.DataFrame, expected: Expected) -> pd.DataFrame:
     """Zero-shot transfer, the shape of X-MoE's Table 1: a row per section, task and method, and one per method for the average.
 
     Columns: ``section`` is ``compared``, ``floor`` (fine-tuned from random weights) or ``shallow`` (baselines); ``value`` the mean over
-    seeds of the mean over languages (for question answering of (F1 + EM) / 2), ``sd`` its sample deviation over ``n_seeds``; ``pivot`` and
-    ``zero_shot`` the means over seeds of the training language and of the others; ``difference`` to the baseline method with its 95 % t
-    interval, ``p`` and, adjusted over the compared methods of the task, ``p_holm``; ``shallow`` the best shallow baseline,
-    ``clears_bar`` whether the task counts; ``published`` the paper's own value, as printed; ``note`` why something is empty.
+    seeds of the mean over languages (for question answering of (F1 + EM) / 2), ``sd`` its sample deviation over ``n_seeds``;
+    ``bootstrap_se`` the mean over seeds of the standard error over test examples, an upper bound (`task_scores`), empty where the records
+    have none and for the average; ``pivot`` and ``zero_shot`` the means over seeds of the training language and of the others;
+    ``difference`` to the baseline method with its 95 % t interval, ``p`` and, adjusted over the compared methods of the task, ``p_holm``;
+    ``shallow`` the best shallow baseline, ``clears_bar`` whether the task counts; ``published`` the paper's own value, as printed;
+    ``note`` why something is empty.
     """
     per_task = {name: task_scores(records, catalogue.task(name), expected.pivots.get(name)) for name in expected.tasks}
     verdicts = {name: bar(scores, expected.dense) for name, scores in per_task.items()}
@@ -254,6 +267,7 @@ def _summary(scores: Scores) -> dict[str, Any]:
         "value": middle(scores.value),
         "sd": deviation(list(scores.value.values())),
         "n_seeds": len(scores.value),
+        "bootstrap_se": middle(scores.error),
         "f1": middle(scores.metrics["f1"]) if "em" in scores.metrics else None,
         "em": middle(scores.metrics["em"]) if "em" in scores.metrics else None,
         "pivot": middle(scores.pivot),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,8 @@ def data_name(manifest: dict[str, Any]) -> str:
 def evaluate(root: Path, profile: str, paper: str, partial: bool = False) -> None:
     """Score every prediction and write ``records.csv``, ``provenance.csv`` and ``costs.csv`` under ``results/<profile>/<paper>/``.
 
-    Everything is read and scored before the first file is written.
+    Everything is read and scored before the first file is written. Fine-tuned runs also get the bootstrap standard error of each score
+    over test examples; shallow baselines, which are only compared by their means, do not.
 
     Args:
         root: the project's root.
@@ -95,7 +96,7 @@ def evaluate(root: Path, profile: str, paper: str, partial: bool = False) -> Non
         rows += (key | measure for measure in _measures(folder / "measures.json", run.stage))
         for task in tasks:
             if run.stage == "finetune" and task.train == run.training_set:
-                found, holes = _scores(task, gold[task.name], folder / "predictions" / task.name)
+                found, holes = _scores(task, gold[task.name], folder / "predictions" / task.name, scoring.score_with_errors)
                 rows += (key | {"stage": run.stage} | score for score in found)
                 missing += ((hole, make) for hole in holes)
         plan, cost = run.plan(root, profile, paper), read_json(folder / "costs.json")
@@ -117,7 +118,7 @@ def evaluate(root: Path, profile: str, paper: str, partial: bool = False) -> Non
     for name in names:
         for task in tasks:
             if (baselines / name / task.name).is_dir():  # not every baseline fits every kind of task
-                found, holes = _scores(task, gold[task.name], baselines / name / task.name)
+                found, holes = _scores(task, gold[task.name], baselines / name / task.name, scoring.score)
                 rows += (common | {"method": name, "seed": 0, "stage": "baseline"} | score for score in found)
                 missing += ((hole, make) for hole in holes)
 
@@ -154,7 +155,9 @@ def _measures(path: Path, stage: str) -> Iterator[dict[str, Any]]:
         yield measure
 
 
-def _scores(task: catalogue.Task, gold: dict[str, list[dict[str, Any]]], folder: Path) -> tuple[list[dict[str, Any]], list[Path]]:
+def _scores(
+    task: catalogue.Task, gold: dict[str, list[dict[str, Any]]], folder: Path, score: Callable[..., dict[str, tuple[float, int]]]
+) -> tuple[list[dict[str, Any]], list[Path]]:
     """Score the predictions of one model on one task; also returns the prediction files that are not there."""
     rows, holes = [], []
     for language, examples in gold.items():
@@ -162,6 +165,6 @@ def _scores(task: catalogue.Task, gold: dict[str, list[dict[str, Any]]], folder:
         if not path.is_file():
             holes.append(path)
             continue
-        for metric, (value, n) in scoring.score(task, language, examples, read_jsonl(path), where=str(path)).items():
+        for metric, (value, n) in score(task, language, examples, read_jsonl(path), where=str(path)).items():
             rows.append({"task": task.name, "language": language, "metric": metric, "value": value, "n": n})
     return rows, holes

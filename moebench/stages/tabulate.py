@@ -28,6 +28,9 @@ All files are made by `moebench evaluate` and `moebench tabulate`; none is edite
 | `table3_routers.csv` `.md` `.tex` | more routers under the same protocol: quality, balance, experts and FLOPs a token |
 | `costs.md` | `costs.csv` in short: sizes, seconds, memory of pre-training |
 
+A record `<metric>_bootstrap_se`, and the column `bootstrap_se`, is a standard error over test examples, `n` the number of independent
+groups; the ± of the tables is over training seeds.
+
 The stage of a record is `pretrain`, `finetune` or `baseline` (a shallow baseline: no model, seed 0). In `provenance.csv` and
 `costs.csv` the column `task` names the training set (`mlm` in pre-training). `records.csv` and the tables are the same byte for byte
 when made again from the same runs; seconds, memory, versions and commits are not.

@@ -8,11 +8,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
-from moebench.catalogue import Task
+from moebench.catalogue import Task, standard_error
 from moebench.errors import MoebenchError
-from moebench.metrics import classification, qa, spans
+from moebench.metrics import bootstrap, classification, qa, spans
 
 Row = dict[str, Any]
+GROUP = {"pair": "group", "tagging": "id", "qa": "context"}
+"""Kind of task → key of a test row that rows depending on each other share."""
 
 
 def score(
@@ -37,21 +39,53 @@ def score(
         MoebenchError: an id is missing, unknown or there twice, or a prediction does not fit its row; the message names the first one.
             Or a test row has no gold answer.
     """
+    return {metric: (value, len(gold)) for metric, (value, _) in _scored(task, language, gold, predictions, where).items()}
+
+
+def score_with_errors(
+    task: Task, language: str, gold: list[Row], predictions: list[Row], where: str | Path = "predictions"
+) -> dict[str, tuple[float, int]]:
+    """Score as `score` does, and add the uncertainty over test examples; arguments and errors are the same.
+
+    Groups of dependent examples are resampled (`moebench.metrics.bootstrap`): pairs of one premise (``group``), questions on one context,
+    a tagged sentence by itself.
+
+    Returns:
+        What `score` returns, and ``<metric>_bootstrap_se`` → (standard error in percent points, number of groups); without it where all
+        examples are one group.
+    """
+    found = {}
+    groups = [row[GROUP[task.kind]] for row in gold]
+    for metric, (value, sums_N2) in _scored(task, language, gold, predictions, where).items():
+        sums_G2 = bootstrap.group_sums(sums_N2, groups)
+        found[metric] = (value, len(gold))
+        if len(sums_G2) > 1:
+            found[standard_error(metric)] = (100 * bootstrap.standard_error(sums_G2), len(sums_G2))
+    return found
+
+
+def _scored(
+    task: Task, language: str, gold: list[Row], predictions: list[Row], where: str | Path
+) -> dict[str, tuple[float, list[tuple[float, float]]]]:
+    """Metric → value in percent, and numerator and denominator of each example; 100 × the ratio of their sums is the value."""
     predicted = _in_order(task, gold, predictions, where)
     if task.kind == "pair":
-        values = {"accuracy": classification.accuracy([row["label"] for row in gold], predicted)}
-    elif task.kind == "tagging":
-        values = {"f1": spans.entity_f1([row["tags"] for row in gold], predicted).f1}
-    else:
-        for row in gold:
-            if not any(answer["text"].strip() for answer in row["answers"]):
-                raise MoebenchError(
-                    f"test row {row['id']!r} of task {task.name!r} ({language}) has no gold answer: its labels are stripped"
-                )
-        rule = cast(qa.Rule, task.rule)
-        answers = [[answer["text"] for answer in row["answers"]] for row in gold]
-        values = qa.answer_scores(predicted, answers, rule, language.split("-")[0])._asdict()
-    return {metric: (100 * values[metric], len(gold)) for metric in task.metrics}
+        labels = [row["label"] for row in gold]
+        right = [(float(a == b), 1.0) for a, b in zip(labels, predicted, strict=True)]
+        return {"accuracy": (100 * classification.accuracy(labels, predicted), right)}
+    if task.kind == "tagging":
+        counts = spans.sentence_counts([row["tags"] for row in gold], predicted)
+        return {"f1": (100 * spans.span_scores(counts).f1, [(2.0 * one.correct, float(one.predicted + one.gold)) for one in counts])}
+    for row in gold:
+        if not any(answer["text"].strip() for answer in row["answers"]):
+            raise MoebenchError(f"test row {row['id']!r} of task {task.name!r} ({language}) has no gold answer: its labels are stripped")
+    answers = [[answer["text"] for answer in row["answers"]] for row in gold]
+    questions = qa.question_scores(predicted, answers, cast(qa.Rule, task.rule), language.split("-")[0])
+    means = qa.mean_scores(questions)
+    return {
+        "f1": (100 * means.f1, [(one.f1, 1.0) for one in questions]),
+        "em": (100 * means.em, [(one.em, 1.0) for one in questions]),
+    }
 
 
 def _in_order(task: Task, gold: list[Row], predictions: list[Row], where: str | Path) -> list[Any]:

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 Batch = dict[str, Tensor]
 
 
-class StepBatches(IterableDataset[Batch]):
+class StepBatches:
     """Yields ``make(step)`` for the steps from ``start()`` to ``steps``; ``start`` is asked when iteration begins."""
 
     def __init__(self, make: Callable[[int], Batch], start: Callable[[], int], steps: int):

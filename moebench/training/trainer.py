@@ -25,7 +25,7 @@ from lightning.pytorch.utilities import rank_zero_only
 import moebench
 from moebench.errors import MoebenchError
 from moebench.files import read_json, write_json
-from moebench.training.batches import Batch, StepBatches, loader
+from moebench.training.batches import Batch, StepBatches
 from moebench.training.module import Training
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -147,7 +147,7 @@ def fit(trainer: pl.Trainer, module: Training, make: Callable[[int], Batch], fol
                 f"{saved}: damaged checkpoint ({error}); moved to {aside.name}: run again to start this run anew"
             ) from error
     try:
-        trainer.fit(module, loader(batches), ckpt_path=saved if saved.is_file() else None, weights_only=True)
+        trainer.fit(module, batches, ckpt_path=saved if saved.is_file() else None, weights_only=True)
     except OSError as error:
         raise MoebenchError(f"{folder}: training stopped, {error}; the last whole checkpoint is kept, the next run continues") from error
 

@@ -93,3 +93,10 @@ def test_refuses_what_it_cannot_score():
         qa.answer_scores([], [], "plain")
     with pytest.raises(ValueError, match="zip"):
         qa.answer_scores(["a"], [["a"], ["b"]], "plain")
+
+
+def test_question_scores_are_those_of_each_question_alone():
+    predictions = [None if row % 5 == 0 else PREDICTION[row] for row in ROWS]
+    each = qa.question_scores(predictions, ANSWERS, "squad")
+    assert each == [qa.answer_scores([said], [gold], "squad") for said, gold in zip(predictions, ANSWERS, strict=True)]
+    assert qa.mean_scores(each) == qa.answer_scores(predictions, ANSWERS, "squad")

@@ -11,7 +11,7 @@ from seqeval.metrics import accuracy_score
 from seqeval.metrics.sequence_labeling import get_entities, precision_recall_fscore_support
 
 from moebench.catalogue import ENTITY_LABELS, UPOS_LABELS
-from moebench.metrics.spans import entity_f1, span_counts, span_scores, spans
+from moebench.metrics.spans import entity_f1, sentence_counts, span_counts, span_scores, spans
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "metrics_tagging.npz", allow_pickle=False)
 CASES = sorted({key.split("/")[0] for key in GOLDEN if "/" in key})
@@ -93,3 +93,19 @@ def test_refuses_unequal_lengths_and_empty_tags():
         entity_f1([["O"]], [["O", "O"]])
     with pytest.raises(ValueError, match="empty"):
         entity_f1([["O"]], [[""]])
+
+
+@settings(max_examples=150, deadline=None)
+@given(tagged(ODD))
+def test_counts_of_sentences_add_up_to_the_whole(rows):
+    gold, predicted = ([[word[which] for word in row] for row in rows] for which in (0, 1))
+    counts = sentence_counts(gold, predicted)
+    assert len(counts) == len(rows)
+    assert span_scores(counts) == entity_f1(gold, predicted)
+
+
+def test_counts_of_a_sentence_are_its_own():
+    gold, predicted = [["B-PER", "O"], ["O"], ["B-LOC", "I-LOC"]], [["B-PER", "B-PER"], ["O"], ["B-LOC", "O"]]
+    assert sentence_counts(gold, predicted) == [(1, 2, 1), (0, 0, 0), (0, 1, 1)]
+    with pytest.raises(ValueError, match="lengths"):
+        sentence_counts(gold, predicted[:2])

@@ -190,7 +190,7 @@ def test_backends_agree_under_autocast(backend, kind):
 
 
 def test_an_unknown_activation_is_refused():
-    with pytest.raises(ValueError, match="gelu, relu"):
+    with pytest.raises(ValueError, match="gelu, gelu_tanh, relu"):
         FeedForwardExperts(2, 4, 8, activation="swish")
-    with pytest.raises(ValueError, match="gelu, relu"):
+    with pytest.raises(ValueError, match="gelu, gelu_tanh, relu"):
         ResidualExperts(2, 4, 8, 1, activation="swish")

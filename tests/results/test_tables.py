@@ -10,7 +10,7 @@ from scipy import stats
 
 from moebench import catalogue
 from moebench.config import Method
-from moebench.results import published
+from moebench.results import layout, published
 from moebench.results.records import RECORDS
 from moebench.results.tables import AVERAGE, SUITE, Expected, table1_xtreme, table2_perplexity
 
@@ -253,6 +253,59 @@ def test_published_values_stand_beside_ours_and_change_none(make):
     other = table1_xtreme(frame(rows), make(["constructed_nli"], methods=unpublished))
     columns = [name for name in table.columns if not name.startswith("published")]
     pd.testing.assert_frame_equal(table[columns], other[columns])
+
+
+def with_errors(rows):
+    """Each fine-tuned number with a made-up standard error of its own."""
+    errors = []
+    for name, seed, stage, other, language, metric, _ in rows:
+        if stage == "finetune":
+            error = 1 + seed + 3 * (language == "aa") + (metric == "em") + random.Random(f"{name}{other}").random()
+            errors.append((name, seed, stage, other, language, f"{metric}_bootstrap_se", error))
+    return rows + errors
+
+
+@pytest.mark.parametrize("task", ["constructed_pos", "constructed_qa_parallel"])
+def test_the_error_over_examples_is_the_mean_of_the_languages_and_changes_nothing_else(make, task):
+    rows, without = with_errors(full([task])), table1_xtreme(frame(full([task])), make([task]))
+    table = table1_xtreme(frame(rows), make([task]))
+    errors = [row for row in rows if row[5].endswith("_bootstrap_se")]
+    for section, method in (("compared", "dense"), ("compared", "xmoe_softmax"), ("floor", "dense_scratch")):
+        expected = stdlib.fmean(means(errors, method, task).values())
+        assert row_of(table, task, method, section)["bootstrap_se"] == pytest.approx(expected)
+    assert row_of(table, task, "majority", "shallow")["bootstrap_se"] is None
+    assert row_of(table, AVERAGE, "dense")["bootstrap_se"] is None
+    pd.testing.assert_frame_equal(table.drop(columns="bootstrap_se"), without.drop(columns="bootstrap_se"))
+    assert without["bootstrap_se"].isna().all()
+
+
+def test_the_error_of_mlqa_is_that_of_the_languages_in_its_value(make):
+    rows = [
+        ("dense", 0, "finetune", "mlqa", language, metric, value)
+        for language, error in (("de", 1.0), ("en", 3.0), ("de-en", 50.0))
+        for metric, value in (("f1", 60.0), ("em", 40.0), ("f1_bootstrap_se", error), ("em_bootstrap_se", error + 1))
+    ]
+    assert row_of(table1_xtreme(frame(rows), make(["mlqa"], (0,))), "mlqa", "dense")["bootstrap_se"] == 2.5
+    lacking = [row for row in rows if row[4:6] != ("en", "em_bootstrap_se")]
+    found = row_of(table1_xtreme(frame(lacking), make(["mlqa"], (0,))), "mlqa", "dense")
+    assert (found["bootstrap_se"], found["value"]) == (None, 50.0)
+
+
+def test_the_block_of_uncertainty_stands_below_the_differences_if_there_are_any(make):
+    tasks = ["constructed_pos", "constructed_nli"]
+    expected = make(tasks)
+    rows = [row for row in with_errors(full(tasks)) if row[3] != "constructed_nli" or not row[5].endswith("_se")]
+    table = table1_xtreme(frame(rows), expected)
+    blocks = layout.table1_blocks(table, expected)
+    headings = [block.heading for block in blocks]
+    place = headings.index("Uncertainty over test examples")
+    assert place > max(number for number, heading in enumerate(headings) if ": difference to" in heading)
+    block = blocks[place]
+    assert block.header == ("method", "`constructed_pos` (POS)", "`constructed_nli` (XNLI)")
+    assert [row[0] for row in block.rows] == [METHODS[name].label for name in expected.compared]
+    assert block.rows[0][1:] == (f"{row_of(table, 'constructed_pos', 'smoe_softmax')['bootstrap_se']:.1f}", "—")
+    older = layout.table1_blocks(table1_xtreme(frame(full(tasks)), expected), expected)
+    assert [block.heading for block in older] == [heading for heading in headings if heading != block.heading]
 
 
 def test_perplexity_is_the_geometric_mean_over_languages(make):

@@ -85,8 +85,9 @@ def test_every_cell_becomes_records(root):
     evaluate(root, "cpu", "xmoe")
     table = result(root)
     values = {tuple(row[:-2]): (row[-2], row[-1]) for row in table.drop(columns=["profile", "data", "paper"]).itertuples(index=False)}
-    # pre-training: one language, two seeds, one method; fine-tuning: per method and seed 2 of tagging, 4 x (F1, EM) of QA; the baseline: 2
-    assert len(values) == 2 + 2 * 2 * (2 + 8) + 2
+    # pre-training: one language, two seeds, one method; fine-tuning: per method and seed 2 of tagging, each with its standard error, and
+    # 4 x (F1, EM) of QA, without, since one question is one group; the baseline: 2
+    assert len(values) == 2 + 2 * 2 * (4 + 8) + 2
     assert values["dense", 1, "pretrain", "mlm", "aa", "perplexity"] == (21.0, 50)
     assert values["dense_again", 0, "finetune", "constructed_pos", "aa", "f1"] == (100.0, 2)
     assert (
@@ -96,6 +97,27 @@ def test_every_cell_becomes_records(root):
     assert values["dense", 0, "finetune", "constructed_qa_cross", "bb-aa", "f1"] == (pytest.approx(200 / 3, abs=1e-6), 1)
     assert values["dense", 0, "finetune", "constructed_qa_cross", "bb-aa", "em"] == (0.0, 1)
     assert set(table["data"]) == {"constructed-1"}
+
+
+def test_fine_tuned_runs_carry_their_uncertainty_over_test_examples(root):
+    asked = [{**ASKED[0], "id": str(number), "context": f"red green blue {number // 2}"} for number in range(8)]
+    said = [{"id": str(number), "prediction": "green" if number // 2 % 2 else "red"} for number in range(8)]
+    files.write_jsonl(root / "data/prepared/cpu/tasks/constructed_qa/test/constructed_qa_parallel/aa.jsonl", asked)
+    for path in (root / "runs/cpu/xmoe/finetune").glob("*/predictions/constructed_qa_parallel/aa.jsonl"):
+        files.write_jsonl(path, said)
+    evaluate(root, "cpu", "xmoe")
+    table = result(root)
+    errors = table[table["metric"].str.endswith("_bootstrap_se")]
+    assert set(errors["stage"]) == {"finetune"}
+    values = {tuple(row) for row in errors[["task", "language", "metric"]].itertuples(index=False)}
+    assert values == {("constructed_pos", language, "f1_bootstrap_se") for language in ("aa", "bb")} | {
+        ("constructed_qa_parallel", "aa", f"{metric}_bootstrap_se") for metric in ("f1", "em")
+    }
+    qa = errors[errors["task"] == "constructed_qa_parallel"]
+    assert set(qa["n"]) == {4}  # contexts, not questions
+    assert list(qa["value"]) == pytest.approx([25.0] * 8, rel=0.06)  # 100 sqrt(0.5 * 0.5 / 4): a mean of four contexts, two right
+    right = errors[(errors["task"] == "constructed_pos") & (errors["language"] == "aa")]
+    assert set(right["value"]) == {0.0}
 
 
 def test_a_method_that_starts_elsewhere_does_not_repeat_the_other_ones_pretraining(root):
@@ -143,7 +165,7 @@ def test_a_partial_evaluation_writes_the_rest(root):
     shutil.rmtree(root / "runs/cpu/baselines")
     evaluate(root, "cpu", "xmoe", partial=True)
     table = result(root)
-    assert len(table) == 2 + 2 * 2 * (2 + 8) - 8
+    assert len(table) == 2 + 2 * 2 * (4 + 8) - 8
     assert "baseline" not in set(table["stage"])
 
 

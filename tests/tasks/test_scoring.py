@@ -2,12 +2,14 @@
 
 import random
 
+import numpy as np
 import pytest
 from seqeval.metrics import f1_score
 
 from moebench.catalogue import TASKS, task
 from moebench.errors import MoebenchError
-from moebench.tasks.scoring import averaged_languages, score, suite_average, task_value
+from moebench.metrics import bootstrap
+from moebench.tasks.scoring import averaged_languages, score, score_with_errors, suite_average, task_value
 
 NLI = task("xnli")
 NLI_GOLD = [{"id": name, "label": label} for name, label in zip("abcd", ("neutral", "entailment", "neutral", "contradiction"), strict=True)]
@@ -112,3 +114,45 @@ def test_incomplete_sets_are_refused():
         task_value(task("mlqa"), {"de-en": {"f1": 1.0, "em": 1.0}}, ["de-en"])
     with pytest.raises(MoebenchError, match="task panx;"):
         suite_average({"xnli": 1.0}, ["xnli", "panx"])
+
+
+def example(kind, number, draw):
+    """A test row and a prediction; pairs come in threes, questions in fives."""
+    if kind == "pair":
+        labels = ("neutral", "entailment", "contradiction")
+        return {"label": draw.choice(labels), "group": f"premise {number // 3}"}, draw.choice(labels)
+    if kind == "tagging":
+        tags = [draw.choice(("B-PER", "I-PER", "O")) for _ in range(draw.randint(1, 9))]
+        return {"tags": tags}, [tag if draw.random() < 0.7 else "O" for tag in tags]
+    answers = [{"text": draw.choice(("red green", "blue")), "start": 0}]
+    return {"context": f"context {number // 5}", "answers": answers}, draw.choice(("red", "blue", "green red", None))
+
+
+@pytest.mark.parametrize(("name", "size"), [("xnli", 3), ("panx", 1), ("mlqa", 5)])
+def test_errors_are_those_of_the_groups_and_the_scores_stay(monkeypatch, name, size):
+    draw = random.Random(3)
+    pairs = [example(task(name).kind, number, draw) for number in range(90)]
+    gold = [row | {"id": str(number)} for number, (row, _) in enumerate(pairs)]
+    said = [{"id": str(number), "prediction": one} for number, (_, one) in enumerate(pairs)]
+    seen = []
+    original = bootstrap.standard_error
+    monkeypatch.setattr(bootstrap, "standard_error", lambda sums_G2: seen.append(sums_G2) or original(sums_G2))
+    found, alone = score_with_errors(task(name), "de", gold, said), score(task(name), "de", gold, said)
+    assert {metric: found[metric] for metric in alone} == alone
+    assert set(found) == {*alone, *(f"{metric}_bootstrap_se" for metric in alone)}
+    for metric, sums_G2 in zip(task(name).metrics, seen, strict=True):
+        assert 100 * bootstrap.ratio(sums_G2.sum(axis=0)) == pytest.approx(found[metric][0], abs=1e-9)  # the statistic is the score
+        error, n = found[f"{metric}_bootstrap_se"]
+        assert n == 90 / size
+        draws, values = np.random.default_rng(1), []
+        for _ in range(500):  # by scoring resampled groups of rows, ids and all, over and over
+            drawn = [size * group + one for group in draws.integers(n, size=n) for one in range(size)]
+            again = [gold[row] | {"id": str(place)} for place, row in enumerate(drawn)]
+            values.append(score(task(name), "de", again, [said[row] | {"id": str(place)} for place, row in enumerate(drawn)])[metric][0])
+        assert error == pytest.approx(np.std(values, ddof=1), rel=0.12)
+
+
+def test_one_group_has_no_error():
+    gold = [{"id": name, "context": "the same", "answers": [{"text": "x", "start": 0}]} for name in "ab"]
+    said = [{"id": "a", "prediction": "x"}, {"id": "b", "prediction": "y"}]
+    assert score_with_errors(task("xquad"), "en", gold, said) == {"f1": (50.0, 2), "em": (50.0, 2)}
