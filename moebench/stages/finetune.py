@@ -1,4 +1,4 @@
-"""The verb ``finetune``: train a task in the pivot language, then predict every language's test set."""
+"""The verb ``finetune``: train a task in the pivot language, then predict its validation set and every language's test set."""
 
 from __future__ import annotations
 
@@ -55,15 +55,15 @@ def finetune(root: Path, profile: str, paper: str, method: str, training_set: st
         trainer, progress = make_trainer(folder, optimisation.steps, optimisation.checkpoint_every, plan)
         make = TaskBatches(kind, training, optimisation.batch, tokenizer.pad, seed, trainer.global_rank, trainer.world_size)
         fit(trainer, module, make, folder)
-        for name in plan["tasks"]:
-            for path in sorted((data / "test" / name).glob("*.jsonl")):
-                rows = read_jsonl(path)
-                predicted, probabilities = predict(trainer, module, task(name), rows, tokenizer, optimisation)
-                if trainer.is_global_zero:
-                    write_jsonl(folder / "predictions" / name / path.name, predicted)
-                    if probabilities is not None:
-                        with atomic_write((folder / "predictions" / name / path.name).with_suffix(".npy"), binary=True) as file:
-                            np.save(file, probabilities.astype(np.float32))
+        tests = [(name, path) for name in plan["tasks"] for path in sorted((data / "test" / name).glob("*.jsonl"))]
+        for name, path in [("", data / "validation.jsonl"), *tests]:
+            predicted, probabilities = predict(trainer, module, task(name) if name else kind, read_jsonl(path), tokenizer, optimisation)
+            if trainer.is_global_zero:
+                target = folder / "predictions" / name / path.name
+                write_jsonl(target, predicted)
+                if probabilities is not None:
+                    with atomic_write(target.with_suffix(".npy"), binary=True) as file:
+                        np.save(file, probabilities.astype(np.float32))
         if trainer.is_global_zero:
             write_json(folder / "measures.json", [])
             write_json(

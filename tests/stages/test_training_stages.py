@@ -79,6 +79,8 @@ def test_every_language_gets_a_scorable_prediction(tiny, training_set):
                 assert best == (list(chain(*labels)) if task(name).kind == "tagging" else labels)
             scores = score(task(name), file[:-6], read_jsonl(test / name / file), predicted)
             assert all(0 <= value <= 100 and n == 8 for value, n in scores.values())
+    validation = read_jsonl(test.parent / "validation.jsonl")
+    assert [row["id"] for row in read_jsonl(folder / "predictions" / "validation.jsonl")] == [row["id"] for row in validation]
     assert not (folder / "checkpoints").exists()
     assert read_json(folder / "costs.json")["seconds"] > 0
 
