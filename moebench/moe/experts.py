@@ -10,13 +10,21 @@ dropout. ``backend`` is that of `grouped_linear`; only benchmarks and tests set 
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moebench.moe.grouped import ACTIVATIONS, grouped_feed_forward, grouped_layer_norm, grouped_linear
+from moebench.moe.grouped import grouped_layer_norm, grouped_linear
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),  # that of flax
+    "relu": F.relu,
+}
 
 
 def _weights(*shape: int, std: float = 0.02) -> nn.Parameter:
@@ -53,13 +61,7 @@ class ResidualExperts(nn.Module):
     """
 
     def __init__(
-        self,
-        experts: int,
-        d_model: int,
-        inner: int,
-        sublayers: int,
-        identity: bool = False,
-        activation: Literal["gelu", "gelu_tanh", "relu"] = "gelu",
+        self, experts: int, d_model: int, inner: int, sublayers: int, identity: bool = False, activation: Literal["gelu", "gelu_tanh", "relu"] = "gelu"
     ):
         super().__init__()
         self.count = experts
@@ -88,8 +90,8 @@ class ResidualExperts(nn.Module):
         stacked = (self.norm_weight, self.norm_bias, self.fc1_weight, self.fc1_bias, self.fc2_weight, self.fc2_bias)
         y = rows_AD
         for scale, shift, w1, b1, w2, b2 in zip(*(parameter.unbind(1) for parameter in stacked), strict=True):
-            normed_AD = grouped_layer_norm(y, scale, shift, counts_E)
-            y = y + grouped_feed_forward(normed_AD, w1, b1, w2, b2, counts_E, self.activation, self.backend)
+            inner_AF = grouped_linear(grouped_layer_norm(y, scale, shift, counts_E), w1, counts_E, b1, self.backend)
+            y = y + grouped_linear(ACTIVATIONS[self.activation](inner_AF), w2, counts_E, b2, self.backend)
         return y - rows_AD
 
 
@@ -132,12 +134,10 @@ class FeedForwardExperts(nn.Module):
 
     def forward(self, rows_AD: Tensor, counts_E: Tensor) -> Tensor:
         """Run each expert on its rows: (A, D). See `ResidualExperts.forward`."""
-        w1, b1, w2, b2 = self.fc1_weight, self.fc1_bias, self.fc2_weight, self.fc2_bias
-        if self.norm_weight is None or self.norm_bias is None:
-            return grouped_feed_forward(rows_AD, w1, b1, w2, b2, counts_E, self.activation, self.backend)
-        inner_AF = ACTIVATIONS[self.activation](grouped_linear(rows_AD, w1, counts_E, b1, self.backend))
-        inner_AF = grouped_layer_norm(inner_AF, self.norm_weight, self.norm_bias, counts_E)
-        return grouped_linear(inner_AF, w2, counts_E, b2, self.backend)
+        inner_AF = ACTIVATIONS[self.activation](grouped_linear(rows_AD, self.fc1_weight, counts_E, self.fc1_bias, self.backend))
+        if self.norm_weight is not None and self.norm_bias is not None:
+            inner_AF = grouped_layer_norm(inner_AF, self.norm_weight, self.norm_bias, counts_E)
+        return grouped_linear(inner_AF, self.fc2_weight, counts_E, self.fc2_bias, self.backend)
 
 
 class SwiGLUExperts(nn.Module):

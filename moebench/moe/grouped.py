@@ -17,12 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),  # that of flax
-    "relu": F.relu,
-}
-
 
 def grouped_linear(
     rows_AD: Tensor, weight_EFD: Tensor, counts_E: Tensor, bias_EF: Tensor | None = None, backend: str | None = None
@@ -46,46 +40,19 @@ def grouped_linear(
     Raises:
         ValueError: ``counts_E`` is for other experts or rows, there is no such backend, or the type is fp16 on a CPU.
     """
-    backend, counts, (rows_AD, weight_EFD, bias_EF) = _prepared(backend, counts_E, rows_AD, weight_EFD, bias_EF)
+    counts = _checked(counts_E, weight_EFD, rows_AD)
+    device = rows_AD.device.type
+    if torch.is_autocast_enabled(device):
+        rows_AD, weight_EFD = _autocast(rows_AD), _autocast(weight_EFD)
+        bias_EF = None if bias_EF is None else _autocast(bias_EF)
+    if device == "cpu" and rows_AD.dtype == torch.float16:
+        raise ValueError("float16 on a CPU: torch multiplies it a thousand times slower than bfloat16; take that or float32")
+    if backend is None:
+        aligned = all(size % 8 == 0 for size in weight_EFD.shape[1:])
+        backend = "grouped_mm" if device == "cuda" and rows_AD.dtype == torch.bfloat16 and aligned else "segments"
+    if backend not in BACKENDS:
+        raise ValueError(f"backend {backend!r}: should be one of {', '.join(BACKENDS)}")
     return BACKENDS[backend](rows_AD, weight_EFD, counts, bias_EF)
-
-
-def grouped_feed_forward(
-    rows_AD: Tensor,
-    fc1_EFD: Tensor,
-    bias1_EF: Tensor | None,
-    fc2_EDF: Tensor,
-    bias2_ED: Tensor | None,
-    counts_E: Tensor,
-    activation: str = "gelu",
-    backend: str | None = None,
-) -> Tensor:
-    """Map row a of expert e to act(rows[a] @ fc1[e].T + bias1[e]) @ fc2[e].T + bias2[e].
-
-    What `grouped_linear` says holds here too. ``segments`` takes an expert's rows through the whole network while they are in the cache
-    and keeps only fc1's results for the backward pass, in which it computes act again.
-
-    Args:
-        rows_AD: (A, D), sorted by expert.
-        fc1_EFD: (E, F, D).
-        bias1_EF: (E, F) or none.
-        fc2_EDF: (E, D, F).
-        bias2_ED: (E, D) or none.
-        counts_E: (E,) number of rows of each expert.
-        activation: a key of ``ACTIVATIONS``.
-        backend: see `grouped_linear`.
-
-    Returns:
-        (A, D).
-
-    Raises:
-        ValueError: as `grouped_linear`.
-    """
-    backend, counts, tensors = _prepared(backend, counts_E, rows_AD, fc1_EFD, bias1_EF, fc2_EDF, bias2_ED)
-    if backend == "segments":
-        return _FeedForward.apply(*tensors, counts, activation)
-    rows_AD, fc1_EFD, bias1_EF, fc2_EDF, bias2_ED = tensors
-    return BACKENDS[backend](ACTIVATIONS[activation](BACKENDS[backend](rows_AD, fc1_EFD, counts, bias1_EF)), fc2_EDF, counts, bias2_ED)
 
 
 def grouped_layer_norm(rows_AD: Tensor, weight_ED: Tensor, bias_ED: Tensor, counts_E: Tensor) -> Tensor:
@@ -97,26 +64,6 @@ def grouped_layer_norm(rows_AD: Tensor, weight_ED: Tensor, bias_ED: Tensor, coun
     counts = _checked(counts_E, weight_ED, rows_AD)
     normed_AD = F.layer_norm(rows_AD, rows_AD.shape[1:])
     return torch.addcmul(_per_row(bias_ED, counts), normed_AD, _per_row(weight_ED, counts)).to(rows_AD.dtype)
-
-
-def _prepared(
-    backend: str | None, counts_E: Tensor, rows_AD: Tensor, weight_EFD: Tensor, *others: Tensor | None
-) -> tuple[str, list[int], Any]:
-    """Check the arguments, choose a backend and cast all tensors as autocast wants them."""
-    counts = _checked(counts_E, weight_EFD, rows_AD)
-    tensors: Any = rows_AD, weight_EFD, *others
-    device = rows_AD.device.type
-    if torch.is_autocast_enabled(device):
-        tensors = [None if tensor is None else _autocast(tensor) for tensor in tensors]
-    dtype = tensors[0].dtype
-    if device == "cpu" and dtype == torch.float16:
-        raise ValueError("float16 on a CPU: torch multiplies it a thousand times slower than bfloat16; take that or float32")
-    if backend is None:
-        aligned = all(size % 8 == 0 for size in weight_EFD.shape[1:])
-        backend = "grouped_mm" if device == "cuda" and dtype == torch.bfloat16 and aligned else "segments"
-    if backend not in BACKENDS:
-        raise ValueError(f"backend {backend!r}: should be one of {', '.join(BACKENDS)}")
-    return backend, counts, tensors
 
 
 def _checked(counts_E: Tensor, parameter: Tensor, rows: Tensor) -> list[int]:
@@ -167,7 +114,10 @@ class _Segments(torch.autograd.Function):
         out_AF = rows_AD.new_empty(len(rows_AD), weight_EFD.shape[1])
 
         def work(e: int, rows: slice) -> None:
-            _linear(rows_AD[rows], weight_EFD, bias_EF, e, out_AF[rows])
+            if bias_EF is None:
+                torch.mm(rows_AD[rows], weight_EFD[e].T, out=out_AF[rows])
+            else:
+                torch.addmm(bias_EF[e], rows_AD[rows], weight_EFD[e].T, out=out_AF[rows])
 
         _for_each(counts, work, out_AF.device)
         return out_AF
@@ -194,87 +144,6 @@ class _Segments(torch.autograd.Function):
         for grad in (grad_weight_EFD, grad_bias_EF):
             _zero_without_rows(grad, ctx.counts)
         return grad_rows_AD, grad_weight_EFD, grad_bias_EF, None
-
-
-def _linear(rows_ND: Tensor, weight_EFD: Tensor, bias_EF: Tensor | None, e: int, out_NF: Tensor) -> None:
-    if bias_EF is None:
-        torch.mm(rows_ND, weight_EFD[e].T, out=out_NF)
-    else:
-        torch.addmm(bias_EF[e], rows_ND, weight_EFD[e].T, out=out_NF)
-
-
-class _FeedForward(torch.autograd.Function):
-    """Both maps and the activation of an expert one after the other; N rows of one expert."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        rows_AD: Tensor,
-        fc1_EFD: Tensor,
-        bias1_EF: Tensor | None,
-        fc2_EDF: Tensor,
-        bias2_ED: Tensor | None,
-        counts: list[int],
-        activation: str,
-    ) -> Tensor:
-        pre_AF = rows_AD.new_empty(len(rows_AD), fc1_EFD.shape[1])
-        out_AD = rows_AD.new_empty(len(rows_AD), fc2_EDF.shape[1])
-
-        def work(e: int, rows: slice) -> None:
-            pre_NF = pre_AF[rows]
-            _linear(rows_AD[rows], fc1_EFD, bias1_EF, e, pre_NF)
-            _linear(ACTIVATIONS[activation](pre_NF), fc2_EDF, bias2_ED, e, out_AD[rows])
-
-        _for_each(counts, work, out_AD.device)
-        of_rows, of_fc1, of_bias1, of_fc2, _ = ctx.needs_input_grad[:5]
-        ctx.inner = of_rows or of_fc1 or of_bias1  # the gradient passes fc2
-        ctx.save_for_backward(
-            rows_AD if of_fc1 else None,
-            fc1_EFD if of_rows else None,
-            fc2_EDF if ctx.inner else None,
-            pre_AF if ctx.inner or of_fc2 else None,
-        )
-        ctx.counts, ctx.activation, ctx.shapes = counts, activation, (rows_AD.shape, fc1_EFD.shape, fc2_EDF.shape)
-        return out_AD
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_AD: Tensor) -> tuple[Tensor | None, ...]:
-        rows_AD, fc1_EFD, fc2_EDF, pre_AF = ctx.saved_tensors
-        grad_AD = grad_AD.contiguous()  # that of a sum is expanded
-        rows_shape, fc1_shape, fc2_shape = ctx.shapes
-        shapes = rows_shape, fc1_shape, fc1_shape[:2], fc2_shape, fc2_shape[:2]
-        grads = [grad_AD.new_empty(shape) if needed else None for shape, needed in zip(shapes, ctx.needs_input_grad, strict=False)]
-        of_rows_AD, of_fc1_EFD, of_bias1_EF, of_fc2_EDF, of_bias2_ED = grads
-
-        def work(e: int, rows: slice) -> None:
-            grad_ND = grad_AD[rows]
-            if of_bias2_ED is not None:
-                torch.sum(grad_ND, 0, out=of_bias2_ED[e])
-            if of_fc2_EDF is not None:
-                torch.mm(grad_ND.T, ACTIVATIONS[ctx.activation](pre_AF[rows]), out=of_fc2_EDF[e])
-            if not ctx.inner:
-                return
-            grad_NF = _BACKWARD[ctx.activation](grad_ND @ fc2_EDF[e], pre_AF[rows])
-            if of_bias1_EF is not None:
-                torch.sum(grad_NF, 0, out=of_bias1_EF[e])
-            if of_fc1_EFD is not None:
-                torch.mm(grad_NF.T, rows_AD[rows], out=of_fc1_EFD[e])
-            if of_rows_AD is not None:
-                torch.mm(grad_NF, fc1_EFD[e], out=of_rows_AD[rows])
-
-        _for_each(ctx.counts, work, grad_AD.device)
-        for grad in grads[1:]:
-            _zero_without_rows(grad, ctx.counts)
-        return *grads, None, None
-
-
-_BACKWARD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "gelu": lambda grad, pre: torch.ops.aten.gelu_backward.grad_input(grad, pre, grad_input=grad),
-    "gelu_tanh": lambda grad, pre: torch.ops.aten.gelu_backward.grad_input(grad, pre, approximate="tanh", grad_input=grad),
-    "relu": lambda grad, pre: torch.ops.aten.threshold_backward.grad_input(grad, pre, 0, grad_input=grad),
-}
-"""act's backward pass, written over the gradient."""
 
 
 class _PerRow(torch.autograd.Function):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from moebench.moe import grouped
-from moebench.moe.grouped import ACTIVATIONS, BACKENDS, grouped_feed_forward, grouped_layer_norm, grouped_linear
+from moebench.moe.grouped import BACKENDS, grouped_layer_norm, grouped_linear
 
 COUNTS = [[3, 0, 5, 1, 7], [0, 0, 16, 0, 0], [0, 0, 0, 0, 0], [2, 2, 2, 2, 2], [1, 0, 0, 0, 0], [200, 3, 1, 0, 2]]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.02}
@@ -188,84 +188,3 @@ def test_a_forked_process_has_threads_of_its_own():
 def test_what_makes_no_sense_is_refused(counts, dtype, backend, word):
     with pytest.raises(ValueError, match=word):
         grouped_linear(torch.randn(5, 8).to(dtype), torch.randn(3, 16, 8).to(dtype), torch.tensor(counts), backend=backend)
-
-
-def network(counts, dtype, *, width=8, inner=16, seed=0):
-    """Rows, fc1 and its biases, fc2 and its biases."""
-    generator = torch.Generator().manual_seed(seed)
-    experts = len(counts)
-    shapes = (sum(counts), width), (experts, inner, width), (experts, inner), (experts, width, inner), (experts, width)
-    return [torch.randn(shape, generator=generator, dtype=torch.float64).mul(0.5).to(dtype).requires_grad_() for shape in shapes]
-
-
-def run_network(backend, tensors, counts, activation="gelu", bias=True):
-    used = [tensor if bias or index not in (2, 4) else None for index, tensor in enumerate(tensors)]
-    y = grouped_feed_forward(*used, torch.tensor(counts), activation, backend)
-    wanted = [tensor for tensor in used if tensor is not None and tensor.requires_grad]
-    return y, *torch.autograd.grad(y.sin().sum(), wanted)
-
-
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
-@pytest.mark.parametrize("counts", COUNTS)
-@pytest.mark.parametrize("dtype", TOLERANCE)
-def test_feed_forward_equals_the_loop_with_gradients(dtype, counts, activation, bias, threads):
-    tensors = network(counts, dtype)
-    close(run_network("segments", tensors, counts, activation, bias), run_network("loop", tensors, counts, activation, bias), dtype)
-
-
-@pytest.mark.parametrize("counts", [[2, 0, 1], [1, 1, 1]])
-@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
-def test_feed_forward_gradients_are_those_of_finite_differences(activation, counts, threads):
-    tensors = network(counts, torch.float64, width=3, inner=2)
-    assert torch.autograd.gradcheck(lambda *given: grouped_feed_forward(*given, torch.tensor(counts), activation, "segments"), tensors)
-
-
-@pytest.mark.parametrize("learning", [(0,), (1,), (2,), (3,), (4,), (0, 3), (1, 4), (0, 1, 2), (3, 4)])
-def test_frozen_parts_of_a_feed_forward_expert_get_no_gradient_and_are_not_kept(learning, threads):
-    counts = [4, 0, 9, 3]
-    tensors = network(counts, torch.float64)
-    _, *expected = run_network("loop", tensors, counts)
-    for index, tensor in enumerate(tensors):
-        tensor.requires_grad_(index in learning)
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
-        y = grouped_feed_forward(*tensors, torch.tensor(counts), backend="segments")
-    needed = (1 in learning, 0 in learning, False, bool({0, 1, 2} & set(learning)), False)
-    assert tuple(any(one is tensor for one in kept) for tensor in tensors) == needed
-    y.sin().sum().backward()
-    for index, tensor in enumerate(tensors):
-        if index in learning:
-            torch.testing.assert_close(tensor.grad, expected[index])
-        else:
-            assert tensor.grad is None
-
-
-def test_feed_forward_keeps_only_rows_weights_and_one_inner_tensor():
-    tensors = network([4, 0, 9, 3], torch.float64)
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.shape) or tensor, lambda tensor: tensor):
-        grouped_feed_forward(*tensors, torch.tensor([4, 0, 9, 3]), backend="segments")
-    assert sorted(kept) == sorted([tensors[0].shape, tensors[1].shape, tensors[3].shape, (16, 16)])
-
-
-def test_feed_forward_takes_strides_and_an_expanded_gradient(threads):
-    counts = [4, 0, 9, 3]
-    plain = network(counts, torch.float64)
-    strided = [tensor.detach().mT.contiguous().mT.requires_grad_() for tensor in plain]
-    for tensors, backend in ((plain, "loop"), (strided, "segments")):
-        grouped_feed_forward(*tensors, torch.tensor(counts), backend=backend).sum().backward()
-    for first, second in zip(strided, plain, strict=True):
-        torch.testing.assert_close(first.grad, second.grad)
-
-
-def test_feed_forward_casts_under_autocast_and_repeats_to_the_bit(threads):
-    counts = [40, 0, 9, 3, 5, 7]
-    tensors = network(counts, torch.float32)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        first, again, loop = (run_network(backend, tensors, counts) for backend in ("segments", "segments", "loop"))
-    assert [tensor.dtype for tensor in first] == [torch.bfloat16] + [torch.float32] * 5
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    for ours, theirs in zip(first, loop, strict=True):
-        torch.testing.assert_close(ours.double(), theirs.double(), rtol=0, atol=0.02 * theirs.abs().max().item())
-    assert torch.get_num_threads() == threads
