@@ -132,8 +132,8 @@ def compare(title: str, setting: config.Setting, vocabulary: int, positions: int
             continue
         steps[name], seconds[name] = stepper(module, precision), []
         with torch.no_grad():
-            aux = module.outputs(batch)[2]
-        shares[name] = "" if aux is None else f", busiest expert {aux.load.max() / aux.load.sum():.0%}"
+            reports = module.outputs(batch)[2]
+        shares[name] = "".join(f", busiest expert {aux.load.max() / aux.load.sum():.0%}" for aux in reports)
     for _ in range(WARM_UP + rounds):
         for name, step in steps.items():
             begin = time.perf_counter()

@@ -331,7 +331,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return value
 
 
-def _complaint(path: Path, model: type[BaseModel], error: ValidationError) -> str:
+def complaint(path: Path, model: type[BaseModel], error: ValidationError) -> str:
+    """Say what is wrong with a configuration file, a line a mistake: file, key, value and what would be right."""
     lines = []
     for item in error.errors():
         keys = [str(part) for part in item["loc"]]
@@ -365,7 +366,7 @@ def load(path: Path, model: type[Some]) -> Some:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        raise MoebenchError(_complaint(path, model, error)) from error
+        raise MoebenchError(complaint(path, model, error)) from error
 
 
 def project_root() -> Path:
@@ -533,7 +534,7 @@ def method(root: Path, paper: str, name: str, profile: str | None = None) -> Met
         try:
             options = source.options.model_validate(merged).model_dump()
         except ValidationError as error:
-            raise MoebenchError(_complaint(file, source.options, error).replace("key '", f"key '{where}")) from error
+            raise MoebenchError(complaint(file, source.options, error).replace("key '", f"key '{where}")) from error
     return value.model_copy(update={"options": options})
 
 

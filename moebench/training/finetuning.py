@@ -55,7 +55,9 @@ class FinetuningModule(Training):
         task: Task,
         freeze_sparse: bool,
     ):
-        super().__init__(encoder, optimisation, losses, consistency, seed)
+        super().__init__(optimisation, losses, consistency, seed)
+        self.encoder = encoder
+        encoder.embedding.requires_grad_(not optimisation.freeze_embedding)
         self.task = task
         width = encoder.shape.width
         self.head: nn.Module
@@ -71,12 +73,12 @@ class FinetuningModule(Training):
         extra = batch[{"pair": "segment", "tagging": "first", "qa": "allowed"}[self.task.kind]]
         return self.head(states_BSD, extra).float(), aux
 
-    def outputs(self, batch: Batch) -> tuple[Tensor, Tensor, Aux | None]:
+    def outputs(self, batch: Batch) -> tuple[Tensor, Tensor, list[Aux]]:
         """Return logits of the class, of every word's tag, or of every answer's start and end, with their targets."""
         logits, aux = self._scores(batch)
         if self.task.kind == "qa":
             logits = logits.transpose(1, 2)  # (B, 2, S) against labels (B, 2)
-        return logits.flatten(0, -2), batch["labels"].flatten(), aux
+        return logits.flatten(0, -2), batch["labels"].flatten(), [] if aux is None else [aux]
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Any:
         """Return one array per feature, as ``features.predictions`` reads them."""

@@ -1,4 +1,4 @@
-"""What the Lightning modules of pre-training and fine-tuning share: optimiser, schedule, the sparse layer's loss and hook."""
+"""What the Lightning modules of pre-training and fine-tuning share: optimiser, schedule, the sparse layers' losses and hooks."""
 
 from __future__ import annotations
 
@@ -12,22 +12,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from moebench.config import Optimisation
-from moebench.models.encoder import Encoder
 from moebench.moe.layer import Aux, SparseLayer
 from moebench.training.batches import Batch
 
 
 class Training(lightning.LightningModule):
-    """Base of both modules: task loss + Σ coefficient · loss of the sparse layer (X-MoE, arXiv 2204.09179, eq. 10 of version 3).
+    """Base of all modules: task loss + Σ coefficient · loss, over the losses of all sparse layers (X-MoE, arXiv 2204.09179, eq. 10 of v3).
 
     With ``consistency`` α > 0 every batch is run twice, with independent draws of whatever is random, and the loss is that of THOR
     (arXiv 2110.04260, eqs. 4-5): the sum of both losses + α · ½ Σ_c (p − q)(ln p − ln q), the symmetric divergence of both
     predictions, as a mean over what is predicted; the public code sums over it and divides by the number of target tokens later.
 
     Args:
-        encoder: the encoder.
         optimisation: optimiser and schedule.
-        losses: loss of the sparse layer → coefficient.
+        losses: loss of the sparse layers → coefficient.
         consistency: α.
         seed: of the run.
     """
@@ -35,38 +33,36 @@ class Training(lightning.LightningModule):
     usage: Tensor
     """Tokens, expert rows and dropped assignments of all training steps; in the checkpoints, so that resuming is exact."""
 
-    def __init__(self, encoder: Encoder, optimisation: Optimisation, losses: Mapping[str, float], consistency: float, seed: int):
+    def __init__(self, optimisation: Optimisation, losses: Mapping[str, float], consistency: float, seed: int):
         super().__init__()
-        self.encoder = encoder
         self.optimisation = optimisation
         self.coefficients = dict(losses)
         self.consistency = consistency
         self.seed = seed
-        encoder.embedding.requires_grad_(not optimisation.freeze_embedding)
         self.register_buffer("usage", torch.zeros(3, dtype=torch.int64))
 
-    def outputs(self, batch: Batch) -> tuple[Tensor, Tensor, Aux | None]:
-        """Return (N, C) logits, (N,) targets (-100: no target) and what the sparse layer reports."""
+    def outputs(self, batch: Batch) -> tuple[Tensor, Tensor, list[Aux]]:
+        """Return (N, C) logits, (N,) targets (-100: no target) and what each sparse layer reports."""
         raise NotImplementedError
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Mean cross-entropy plus the losses of the sparse layer; raises FloatingPointError as soon as the sum is not finite."""
-        logits, targets, aux = self.outputs(batch)
-        loss = self.total_loss(functional.cross_entropy(logits, targets), aux)
+        """Mean cross-entropy plus the losses of the sparse layers; raises FloatingPointError as soon as the sum is not finite."""
+        logits, targets, reports = self.outputs(batch)
+        loss = self.total_loss(functional.cross_entropy(logits, targets), reports)
         if self.consistency:
-            again, _, other = self.outputs(batch)
-            loss = loss + self.total_loss(functional.cross_entropy(again, targets), other)
+            again, _, others = self.outputs(batch)
+            loss = loss + self.total_loss(functional.cross_entropy(again, targets), others)
             loss = loss + self.consistency * symmetric_divergence(logits[targets != -100], again[targets != -100])
         if not math.isfinite(value := loss.item()):
             raise FloatingPointError(f"the training loss is {value} at step {self.global_step}; lower the learning rate")
         return loss
 
-    def total_loss(self, task: Tensor, aux: Aux | None) -> Tensor:
-        """Add the losses of the sparse layer."""
-        if aux is None:
-            return task
-        self.usage += torch.tensor([len(aux.probs), int(aux.load.sum()), aux.dropped], device=self.usage.device)
-        return task + sum(coefficient * aux.losses[name] for name, coefficient in self.coefficients.items() if coefficient)
+    def total_loss(self, task: Tensor, reports: list[Aux]) -> Tensor:
+        """Add the losses of the sparse layers."""
+        for aux in reports:
+            self.usage += torch.tensor([len(aux.probs), int(aux.load.sum()), aux.dropped], device=self.usage.device)
+            task = task + sum(coefficient * aux.losses[name] for name, coefficient in self.coefficients.items() if coefficient)
+        return task
 
     def rows_per_token(self) -> float:
         """Rows of routed experts per token, over all training steps of this process so far; 1 before the first."""

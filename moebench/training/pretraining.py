@@ -130,20 +130,23 @@ class PretrainingModule(Training):
     """Masked language modelling; the vocabulary is scored at the masked positions only."""
 
     def __init__(self, encoder: Encoder, optimisation: Pretraining, losses: Mapping[str, float], consistency: float, seed: int):
-        super().__init__(encoder, optimisation, losses, consistency, seed)
+        super().__init__(optimisation, losses, consistency, seed)
+        self.encoder = encoder
+        encoder.embedding.requires_grad_(not optimisation.freeze_embedding)
         self.head = MaskedLMHead(encoder.shape.width, encoder.embedding.num_embeddings, encoder.shape.epsilon)
 
-    def outputs(self, batch: Batch) -> tuple[Tensor, Tensor, Aux | None]:
+    def outputs(self, batch: Batch) -> tuple[Tensor, Tensor, list[Aux]]:
         """Return (N, V) logits of the masked pieces, those pieces, and what the sparse layer reports."""
         states_BSD, aux = self.encoder(batch["ids"], batch["mask"])
-        return self.head(states_BSD[batch["chosen"]], self.encoder.embedding.weight).float(), batch["targets"], aux
+        logits = self.head(states_BSD[batch["chosen"]], self.encoder.embedding.weight).float()
+        return logits, batch["targets"], [] if aux is None else [aux]
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Return the summed negative log-likelihood, the number of masked pieces, and how the experts were used."""
-        logits, targets, aux = self.outputs(batch)
+        logits, targets, reports = self.outputs(batch)
         nll = functional.cross_entropy(logits, targets, reduction="none").double().sum()
         result: dict[str, Any] = {"nll": nll.item(), "n": len(targets), "tokens": int(batch["mask"].sum())}
-        if aux is not None:
+        for aux in reports:
             entropy = torch.special.entr(aux.probs.double()).sum()
             result |= {"load": aux.load.cpu().numpy().astype(float), "entropy": entropy.item()}
         return result
