@@ -14,6 +14,10 @@ from moebench.stages.warm import handed_over, serve
 
 TASK_METRICS = {name for task in catalogue.TASKS.values() for name in task.metrics}
 ROUTING_METRICS = ("inter_run_consistency", "load_entropy", "max_violation", "representation_collapse", "router_fluctuation")
+UNCERTAINTY_METRICS = (
+    *("adaptive_ece", "aurc", "brier", "disagreement", "ece", "ece_scaled", "mutual_information", "nll", "nll_scaled", "signed_ece"),
+    "temperature",
+)
 MEASURED_IN_RUNS = ("dropped_share", "experts_per_token", "flops_per_token", "router_entropy")
 
 
@@ -183,7 +187,8 @@ LISTS: dict[str, Callable[[Path, str | None], Iterable[str]]] = {
     "layers": lambda root, paper: config.layers(),
     "methods": _methods,
     "metrics": lambda root, paper: sorted(
-        {*TASK_METRICS, *map(catalogue.standard_error, TASK_METRICS), "perplexity", *ROUTING_METRICS, *MEASURED_IN_RUNS}
+        {*TASK_METRICS, *map(catalogue.standard_error, TASK_METRICS), "perplexity"}
+        | {*ROUTING_METRICS, *MEASURED_IN_RUNS, *UNCERTAINTY_METRICS}
     ),
     "papers": lambda root, paper: config.papers(root),
     "profiles": lambda root, paper: config.PROFILES,

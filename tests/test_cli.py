@@ -110,6 +110,12 @@ def test_listed_routing_metrics_are_functions():
     assert all(callable(getattr(routing, name)) for name in cli.ROUTING_METRICS)
 
 
+def test_listed_uncertainty_metrics_are_those_of_the_records():
+    from moebench.tasks.uncertainty import DIVERSITY, MEASURES, TEMPERATURE
+
+    assert sorted(cli.UNCERTAINTY_METRICS) == sorted((*MEASURES, *DIVERSITY, TEMPERATURE))
+
+
 def test_an_interrupt_is_not_a_traceback(monkeypatch, capsys):
     def interrupted(*_: object) -> int:
         raise KeyboardInterrupt

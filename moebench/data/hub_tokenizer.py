@@ -108,7 +108,7 @@ class HubTokenizer(Tokenizer):
 
     def __init__(self, model: bytes, description: dict) -> None:
         self.kind = "hub"
-        self.rows = None
+        self.rows = None  # of the bundled encoder alone
         self.sha256 = description["sha256"]
         self.bos, self.eos, self.pad, self.unk, self.mask = (description["ids"][name] for name in ("bos", "eos", "pad", "unk", "mask"))
         content = json.loads(model)

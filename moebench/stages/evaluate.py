@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from moebench import catalogue, config
 from moebench.errors import MoebenchError
 from moebench.files import read_json, read_jsonl, sha256, write_text
 from moebench.results import records
 from moebench.stages.select import training_sets
-from moebench.tasks import scoring
+from moebench.tasks import scoring, uncertainty
 
 MEASURE: dict[str, Any] = {"stage": str, "task": str, "language": str, "metric": str, "value": (int, float), "n": int}
 
@@ -66,6 +69,10 @@ def evaluate(root: Path, profile: str, paper: str, partial: bool = False) -> Non
     Everything is read and scored before the first file is written. Fine-tuned runs also get the bootstrap standard error of each score
     over test examples; shallow baselines, which are only compared by their means, do not.
 
+    Where the probabilities of pairs or words lie beside a run's predictions, it also gets the measures of uncertainty, as fractions. The
+    stage ``ensemble``, seed 0, is the mean of the probabilities of **all** seeds of the setting, pre-trained and fine-tuned apart; it is
+    there for a method and task only where every seed is, and there are two or more.
+
     Args:
         root: the project's root.
         profile: name of the profile.
@@ -85,6 +92,7 @@ def evaluate(root: Path, profile: str, paper: str, partial: bool = False) -> Non
     provenance: list[dict[str, Any]] = []
     costs: list[dict[str, Any]] = []
     missing: list[tuple[Path, str]] = []
+    members: dict[tuple[str, str], list[Path]] = defaultdict(list)  # (method, training set) → folders of its finished seeds
 
     for run in expected_runs(root, profile, paper):
         folder = run.folder(root, profile, paper)
@@ -94,9 +102,11 @@ def evaluate(root: Path, profile: str, paper: str, partial: bool = False) -> Non
             continue
         key = common | {"method": run.method, "seed": run.seed}
         rows += (key | measure for measure in _measures(folder / "measures.json", run.stage))
+        members[run.method, run.training_set].append(folder)
         for task in tasks:
             if run.stage == "finetune" and task.train == run.training_set:
                 found, holes = _scores(task, gold[task.name], folder / "predictions" / task.name, scoring.score_with_errors)
+                found += _uncertainty(task, gold[task.name], prepared, manifest, [folder])
                 rows += (key | {"stage": run.stage} | score for score in found)
                 missing += ((hole, make) for hole in holes)
         plan, cost = run.plan(root, profile, paper), read_json(folder / "costs.json")
@@ -109,6 +119,13 @@ def evaluate(root: Path, profile: str, paper: str, partial: bool = False) -> Non
         }
         provenance.append(identity | {column: facts.get(column) for column in records.PROVENANCE.values})
         costs.append(identity | {column: cost.get(column) for column in records.COSTS.values})
+
+    seeds = config.setting(root, paper, profile).seeds
+    for (method, training_set), folders in members.items():
+        for task in tasks:
+            if task.train == training_set and len(folders) == len(seeds) > 1:
+                found = _uncertainty(task, gold[task.name], prepared, manifest, folders)
+                rows += (common | {"method": method, "seed": 0, "stage": "ensemble"} | score for score in found)
 
     baselines = root / "runs" / profile / "baselines"
     make = f"dvc repro baselines@{profile}"
@@ -168,3 +185,40 @@ def _scores(
         for metric, (value, n) in score(task, language, examples, read_jsonl(path), where=str(path)).items():
             rows.append({"task": task.name, "language": language, "metric": metric, "value": value, "n": n})
     return rows, holes
+
+
+def _uncertainty(
+    task: catalogue.Task, gold: dict[str, list[dict[str, Any]]], prepared: Path, manifest: dict[str, Any], folders: list[Path]
+) -> list[dict[str, Any]]:
+    """Judge the probabilities of a run, or the mean of those of several, which also get the ensemble's score and how they differ.
+
+    The temperature is fitted on the validation set of the training language, under which it is recorded. Runs without probabilities (older
+    ones, or of tasks without classes) have no such records.
+    """
+
+    def of_members(name: str, examples: list[dict[str, Any]]) -> np.ndarray:
+        return np.stack([uncertainty.read(folder / "predictions" / name, task, examples) for folder in folders])
+
+    def there(name: str) -> bool:
+        return all((folder / "predictions" / name).is_file() for folder in folders)
+
+    if task.kind not in uncertainty.KINDS or not there("validation.npy"):
+        return []
+    held_out = read_jsonl(prepared / "tasks" / task.train / "validation.jsonl")
+    probs_NC = of_members("validation.npy", held_out).mean(axis=0)
+    temperature = uncertainty.fit_temperature(probs_NC, uncertainty.labels(task, held_out))
+    pivot = manifest["train_languages"][task.train]
+    rows = [{"language": pivot, "metric": uncertainty.TEMPERATURE, "value": temperature, "n": len(probs_NC)}]
+    for language, examples in gold.items():
+        if not there(f"{task.name}/{language}.npy"):
+            continue
+        probs_MNC = of_members(f"{task.name}/{language}.npy", examples)
+        probs_NC = probs_MNC.mean(axis=0)
+        values = uncertainty.measures(probs_NC, uncertainty.labels(task, examples), temperature)
+        if len(folders) > 1:
+            values |= uncertainty.differing(probs_MNC)
+            predicted = uncertainty.predictions(task, examples, probs_NC)
+            for metric, (value, n) in scoring.score(task, language, examples, predicted, "the ensemble's predictions").items():
+                rows.append({"language": language, "metric": metric, "value": value, "n": n})
+        rows += ({"language": language, "metric": metric, "value": value, "n": len(probs_NC)} for metric, value in values.items())
+    return [{"task": task.name} | row for row in rows]

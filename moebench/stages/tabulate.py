@@ -10,7 +10,7 @@ import pandas as pd
 from moebench import config
 from moebench.errors import MoebenchError, nearest
 from moebench.files import write_text
-from moebench.results import layout, published, records, routers, tables
+from moebench.results import layout, published, records, routers, tables, uncertainty
 from moebench.results.rendering import latex, markdown
 
 README = """\
@@ -26,12 +26,17 @@ All files are made by `moebench evaluate` and `moebench tabulate`; none is edite
 | `table1_xtreme.csv` `.md` `.tex` | zero-shot transfer: means and deviations over seeds, differences, shallow baselines, published values |
 | `table2_perplexity.csv` `.md` `.tex` | masked-language-model perplexity after pre-training |
 | `table3_routers.csv` `.md` `.tex` | more routers under the same protocol: quality, balance, experts and FLOPs a token |
+| `table4_uncertainty.csv` `.md` `.tex` | calibration in the training language and zero-shot, of single models and ensembles over seeds |
 | `costs.md` | `costs.csv` in short: sizes, seconds, memory of pre-training |
 
 A record `<metric>_bootstrap_se`, and the column `bootstrap_se`, is a standard error over test examples, `n` the number of independent
 groups; the ± of the tables is over training seeds.
 
-The stage of a record is `pretrain`, `finetune` or `baseline` (a shallow baseline: no model, seed 0). In `provenance.csv` and
+Scores are in percent; measures of uncertainty (`nll`, `brier`, `ece`, `aurc`, `disagreement` and the like) are fractions or nats, `n` the
+number of pairs or words; a `temperature` stands under the language whose validation set it was fitted on.
+
+The stage of a record is `pretrain`, `finetune`, `baseline` (a shallow baseline: no model, seed 0) or `ensemble` (the mean of the
+probabilities of all seeds of the setting, as seed 0; there only where every seed is). In `provenance.csv` and
 `costs.csv` the column `task` names the training set (`mlm` in pre-training). `records.csv` and the tables are the same byte for byte
 when made again from the same runs; seconds, memory, versions and commits are not.
 
@@ -105,6 +110,7 @@ def tabulate(root: Path, profile: str, paper: str) -> None:
     chosen = config.setting(root, paper, profile).routers.training_sets
     tasks = tuple(name for name in expected.tasks if expected.trained_on[name] in chosen)
     table3 = routers.table3_routers(measured, expected, tasks)
+    table4 = uncertainty.table4_uncertainty(measured, main)
     files = {"README.md": README.format(paper=expected.published.paper, profile=profile)}
     for name, number, what, table, blocks in (
         ("table1_xtreme", "1", "zero-shot transfer", table1, layout.table1_blocks(table1, main)),
@@ -116,6 +122,7 @@ def tabulate(root: Path, profile: str, paper: str) -> None:
             table3,
             routers.table3_blocks(table3, expected, tasks),
         ),
+        ("table4_uncertainty", "", "calibration under language shift", table4, uncertainty.table4_blocks(table4, main)),
     ):
         title = layout.title(number, what, expected)
         files[f"{name}.csv"] = _csv(table)

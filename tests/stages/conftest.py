@@ -77,7 +77,7 @@ def evaluate(root, profile, paper):
 from moebench.stages.standin import log, write
 def tabulate(root, profile, paper):
     log(root, "tabulate")
-    for name in ("table1_xtreme", "table2_perplexity", "table3_routers"):
+    for name in ("table1_xtreme", "table2_perplexity", "table3_routers", "table4_uncertainty"):
         for kind in ("csv", "md", "tex"):
             write(root / "results" / profile / paper / f"{name}.{kind}", "")
     write(root / "results" / profile / paper / "README.md", "")

@@ -3,13 +3,16 @@
 import hashlib
 import shutil
 
+import numpy as np
 import pytest
 import yaml
 
 from moebench import files
+from moebench.catalogue import UPOS_LABELS
 from moebench.errors import MoebenchError
 from moebench.results import records
 from moebench.stages.evaluate import data_name, evaluate, expected_runs
+from moebench.tasks.uncertainty import DIVERSITY, MEASURES
 
 OPTIMISATION = {"steps": 10, "batch": 2, "rate": 0.001}
 SETTING = {
@@ -118,6 +121,93 @@ def test_fine_tuned_runs_carry_their_uncertainty_over_test_examples(root):
     assert list(qa["value"]) == pytest.approx([25.0] * 8, rel=0.06)  # 100 sqrt(0.5 * 0.5 / 4): a mean of four contexts, two right
     right = errors[(errors["task"] == "constructed_pos") & (errors["language"] == "aa")]
     assert set(right["value"]) == {0.0}
+
+
+def probabilities(*words):
+    """(N, C) of the tagging task, float32 as a run leaves them: the chances of NOUN and VERB, the rest spread over the other tags."""
+    array = np.zeros((len(words), len(UPOS_LABELS)))
+    for row, (noun, verb) in zip(array, words, strict=True):
+        row[:] = (1 - noun - verb) / (len(UPOS_LABELS) - 2)
+        row[[UPOS_LABELS.index("NOUN"), UPOS_LABELS.index("VERB")]] = noun, verb
+    return array.astype(np.float32)
+
+
+VALIDATION = [{"id": "v", "words": ["x", "y"], "tags": ["NOUN", "VERB"]}]
+SURE = {"validation": probabilities((0.9, 0.05), (0.6, 0.2)), "aa": probabilities((0.8, 0.1), (0.2, 0.7), (0.9, 0.05), (0.4, 0.3))}
+TORN = {"validation": probabilities((0.7, 0.1), (0.1, 0.7)), "aa": probabilities((0.4, 0.5), (0.1, 0.8), (0.6, 0.1), (0.5, 0.2))}
+
+
+def leave(root, method, seed, arrays):
+    """Put arrays beside the predictions of a tagging run; ``bb`` gets what ``aa`` has."""
+    files.write_jsonl(root / "data/prepared/cpu/tasks/constructed_pos/validation.jsonl", VALIDATION)
+    folder = root / f"runs/cpu/xmoe/finetune/{method}-constructed_pos-{seed}/predictions"
+    np.save(folder / "validation.npy", arrays["validation"])
+    for language in ("aa", "bb"):
+        np.save(folder / f"constructed_pos/{language}.npy", arrays["aa"])
+
+
+def uncertain(root, method, stage, seed=0, language="aa"):
+    table = result(root)
+    mine = table[(table["method"] == method) & (table["stage"] == stage) & (table["seed"] == seed)]
+    mine = mine[(mine["task"] == "constructed_pos") & (mine["language"] == language)]
+    return {row["metric"]: (row["value"], row["n"]) for row in mine.to_dict("records")}
+
+
+def test_runs_that_left_probabilities_carry_their_uncertainty_over_words(root):
+    leave(root, "dense", 0, SURE)
+    evaluate(root, "cpu", "xmoe")
+    found = uncertain(root, "dense", "finetune")
+    assert found.keys() == {"f1", "f1_bootstrap_se", *MEASURES, "temperature"}
+    right = [0.8, 0.7, 0.9, float(SURE["aa"][3, 0])]  # the fourth word is an ADJ
+    assert found["nll"] == (pytest.approx(-np.log(right).mean(), abs=1e-6), 4)
+    assert found["signed_ece"] == (pytest.approx((0.8 + 0.7 + 0.9 + 0.4) / 4 - 3 / 4, abs=1e-6), 4)
+    assert found["temperature"][1] == 2  # words of the validation set
+    assert "temperature" not in uncertain(root, "dense", "finetune", language="bb")
+    for method, seed in (("dense", 1), ("dense_again", 0)):  # without arrays
+        assert uncertain(root, method, "finetune", seed).keys() == {"f1", "f1_bootstrap_se"}
+    assert "ensemble" not in set(result(root)["stage"])  # one seed of two
+
+
+def test_all_seeds_together_are_an_ensemble(root):
+    leave(root, "dense", 0, SURE)
+    leave(root, "dense", 1, TORN)
+    evaluate(root, "cpu", "xmoe")
+    table = result(root)
+    ensemble = table[table["stage"] == "ensemble"]
+    assert set(ensemble["method"]) == {"dense"}
+    assert set(ensemble["seed"]) == {0}
+    found = uncertain(root, "dense", "ensemble")
+    assert found.keys() == {"f1", *MEASURES, *DIVERSITY, "temperature"}
+    mean = [0.6, 0.75, 0.75, (float(SURE["aa"][3, 0]) + float(TORN["aa"][3, 0])) / 2]
+    assert found["nll"] == (pytest.approx(-np.log(mean).mean(), abs=1e-6), 4)
+    assert found["disagreement"] == (0.25, 4)
+    # NOUN VERB NOUN, right, as the mean has it, and NOUN for ADJ: three spans right of four and four
+    assert found["f1"] == (75.0, 2)
+
+
+def test_an_ensemble_of_identical_members_is_the_member(root):
+    for seed in (0, 1):
+        leave(root, "dense", seed, SURE)
+    evaluate(root, "cpu", "xmoe")
+    one, together = uncertain(root, "dense", "finetune", 1), uncertain(root, "dense", "ensemble")
+    for metric in (*MEASURES, "temperature"):
+        assert together[metric] == (pytest.approx(one[metric][0], abs=2e-6), one[metric][1])
+    assert (together["disagreement"][0], together["mutual_information"][0]) == (0, 0)
+
+
+def test_an_array_that_does_not_fit_is_named_and_nothing_is_written(root):
+    leave(root, "dense", 0, SURE | {"aa": SURE["aa"][:3]})
+    with pytest.raises(MoebenchError, match=r"constructed_pos/aa\.npy: has the shape \(3, 17\); should be \(4, 17\), the words"):
+        evaluate(root, "cpu", "xmoe")
+    assert not (root / "results").exists()
+
+
+def test_a_language_without_an_array_has_no_uncertainty(root):
+    leave(root, "dense", 0, SURE)
+    (root / "runs/cpu/xmoe/finetune/dense-constructed_pos-0/predictions/constructed_pos/bb.npy").unlink()
+    evaluate(root, "cpu", "xmoe")
+    assert uncertain(root, "dense", "finetune", language="bb").keys() == {"f1", "f1_bootstrap_se"}
+    assert "nll" in uncertain(root, "dense", "finetune")
 
 
 def test_a_method_that_starts_elsewhere_does_not_repeat_the_other_ones_pretraining(root):

@@ -13,6 +13,7 @@ from moebench import files
 from moebench.errors import MoebenchError
 from moebench.results import records
 from moebench.stages.tabulate import tabulate
+from moebench.tasks.uncertainty import DIVERSITY, MEASURES
 
 PUBLISHED = Path(__file__).parents[2] / "experiments/xmoe/published.yaml"
 OPTIMISATION = {"steps": 10, "batch": 2, "rate": 0.001}
@@ -126,7 +127,9 @@ def test_shuffled_records_give_the_same_bytes(root):
     tabulate(root, "cpu", "xmoe")
     first = content(root)
     assert set(first) == {"README.md", "costs.md"} | {
-        f"{name}.{kind}" for name in ("table1_xtreme", "table2_perplexity", "table3_routers") for kind in ("csv", "md", "tex")
+        f"{name}.{kind}"
+        for name in ("table1_xtreme", "table2_perplexity", "table3_routers", "table4_uncertainty")
+        for kind in ("csv", "md", "tex")
     }
     for seed in range(3):
         path = root / "results/cpu/xmoe/records.csv"
@@ -283,3 +286,34 @@ def test_a_hole_in_the_table_of_routers_says_what_fills_it(root):
     tabulate(root, "cpu", "xmoe")
     text = (root / "results/cpu/xmoe/table3_routers.md").read_text(encoding="utf-8")
     assert "- Switched, max_violation: missing: `dvc repro experiments/xmoe/dvc.yaml:pretrain@cpu-switched-0`" in text
+
+
+def test_a_profile_without_probabilities_says_so_in_one_sentence(root):
+    tabulate(root, "cpu", "xmoe")
+    text = (root / "results/cpu/xmoe/table4_uncertainty.md").read_text(encoding="utf-8")
+    assert len(text.strip().splitlines()) == 3
+    assert "left no probabilities" in text
+    assert (root / "results/cpu/xmoe/table4_uncertainty.csv").read_text().startswith("task,stands_for,method")
+
+
+def test_ensembles_and_measures_of_uncertainty_change_no_other_table(root):
+    tabulate(root, "cpu", "xmoe")
+    before = content(root)
+    key = {"profile": "cpu", "data": "constructed-1", "paper": "xmoe", "n": 100, "task": "constructed_pos"}
+    more = [
+        key | {"method": method, "seed": seed, "stage": stage, "language": language, "metric": metric, "value": 0.125 + seed}
+        for method in METHODS
+        for stage, seeds in (("finetune", (0, 1, 2)), ("ensemble", (0,)))
+        for seed in seeds
+        for language in ("aa", "bb", "cc")
+        for metric in (*MEASURES, *(("f1", *DIVERSITY) if stage == "ensemble" else ()))
+    ]
+    write(root, rows() + more)
+    tabulate(root, "cpu", "xmoe")
+    after = content(root)
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {f"table4_uncertainty.{kind}" for kind in ("csv", "md", "tex")}
+    tables = markdown_tables(after["table4_uncertainty.md"].decode())
+    zero_shot = {row[0]: row[1:] for row in tables["`constructed_pos` (POS), zero-shot: mean over 2 languages"]}
+    assert zero_shot["Dense"][1] == "1.125 ± 1.000 (3)"
+    assert zero_shot["Dense, ensemble of 3 seeds"] == ["0.1", *["0.125"] * 5]
