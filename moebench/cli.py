@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import moebench
-from moebench import catalogue, config
+from moebench import catalogue, config, config_images
 from moebench.errors import MoebenchError, nearest
 from moebench.stages.warm import handed_over, serve
 
@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     names.add_argument("--paper", help="whose methods; default: those of all papers")
     verb("plan", "validate the configuration and write what every run is")
     verb("prepare", "make the data, the tokenizer and the pre-training rows")
+    verb("images", "make the image sets of the papers on images")
     verb("baselines", "predict with the shallow baselines")
     for name, what in (("pretrain", "pre-train a method with one seed"), ("finetune", "fine-tune a method on a training set and predict")):
         training = verb(name, what)
@@ -114,6 +115,13 @@ def _prepare(root: Path, profile: str, options: argparse.Namespace) -> None:
     prepare(root, profile)
 
 
+def _images(root: Path, profile: str, options: argparse.Namespace) -> None:
+    config_images.data(root, profile)
+    from moebench.stages.images import images
+
+    images(root, profile)
+
+
 def _baselines(root: Path, profile: str, options: argparse.Namespace) -> None:
     config.data(root, profile)
     from moebench.stages.baselines import baselines
@@ -125,6 +133,11 @@ def _pretrain(root: Path, profile: str, options: argparse.Namespace) -> int:
     _check_training(root, profile, options)
     if (status := handed_over(options.arguments)) is not None:
         return status
+    if config_images.of_images(root, options.paper):
+        from moebench.stages.pretrain_images import pretrain_images
+
+        pretrain_images(root, profile, options.paper, options.method, options.seed)
+        return 0
     from moebench.stages.pretrain import pretrain
 
     pretrain(root, profile, options.paper, options.method, options.seed)
@@ -133,7 +146,8 @@ def _pretrain(root: Path, profile: str, options: argparse.Namespace) -> int:
 
 def _finetune(root: Path, profile: str, options: argparse.Namespace) -> int:
     _check_training(root, profile, options)
-    sets = sorted({task.train for task in config.tasks(config.data(root, profile))})
+    pictures = config_images.of_images(root, options.paper)
+    sets = [config_images.DOWNSTREAM] if pictures else sorted({task.train for task in config.tasks(config.data(root, profile))})
     if options.training_set not in sets:
         raise MoebenchError(
             f"unknown training set {options.training_set!r}{nearest(options.training_set, sets)};"
@@ -141,6 +155,11 @@ def _finetune(root: Path, profile: str, options: argparse.Namespace) -> int:
         )
     if (status := handed_over(options.arguments)) is not None:
         return status
+    if pictures:
+        from moebench.stages.finetune_images import finetune_images
+
+        finetune_images(root, profile, options.paper, options.method, options.seed)
+        return 0
     from moebench.stages.finetune import finetune
 
     finetune(root, profile, options.paper, options.method, options.training_set, options.seed)
@@ -148,6 +167,12 @@ def _finetune(root: Path, profile: str, options: argparse.Namespace) -> int:
 
 
 def _evaluate(root: Path, profile: str, options: argparse.Namespace) -> None:
+    if config_images.of_images(root, options.paper):
+        config_images.setting(root, options.paper, profile)
+        from moebench.stages.evaluate_images import evaluate_images
+
+        evaluate_images(root, profile, options.paper)
+        return
     config.setting(root, options.paper, profile)
     from moebench.stages.evaluate import evaluate
 
@@ -155,6 +180,12 @@ def _evaluate(root: Path, profile: str, options: argparse.Namespace) -> None:
 
 
 def _tabulate(root: Path, profile: str, options: argparse.Namespace) -> None:
+    if config_images.of_images(root, options.paper):
+        config_images.setting(root, options.paper, profile)
+        from moebench.stages.tabulate_images import tabulate_images
+
+        tabulate_images(root, profile, options.paper)
+        return
     config.setting(root, options.paper, profile)
     from moebench.stages.tabulate import tabulate
 
@@ -162,8 +193,9 @@ def _tabulate(root: Path, profile: str, options: argparse.Namespace) -> None:
 
 
 def _check_training(root: Path, profile: str, options: argparse.Namespace) -> None:
-    config.method(root, options.paper, options.method)
-    seeds = config.setting(root, options.paper, profile).seeds
+    kind = config_images if config_images.of_images(root, options.paper) else config
+    kind.method(root, options.paper, options.method)
+    seeds = kind.setting(root, options.paper, profile).seeds
     if options.seed not in seeds:
         raise MoebenchError(
             f"unknown seed {options.seed}; seeds of paper {options.paper!r}, profile {profile!r}, are: {', '.join(map(str, seeds))}"
@@ -173,6 +205,7 @@ def _check_training(root: Path, profile: str, options: argparse.Namespace) -> No
 VERBS: dict[str, Callable[[Path, str, argparse.Namespace], int | None]] = {
     "plan": _plan,
     "prepare": _prepare,
+    "images": _images,
     "baselines": _baselines,
     "pretrain": _pretrain,
     "finetune": _finetune,

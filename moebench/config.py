@@ -424,9 +424,10 @@ def check_profile(name: str) -> str:
     return name
 
 
-def papers(root: Path) -> list[str]:
-    """Names of the papers, sorted."""
-    return sorted(path.parent.name for path in (root / "experiments").glob("*/methods"))
+def papers(root: Path, profile: str | None = None) -> list[str]:
+    """Names of the papers, sorted; of a profile those that have a setting for it."""
+    names = sorted(path.parent.name for path in (root / "experiments").glob("*/methods"))
+    return [name for name in names if profile is None or (root / "experiments" / name / "profiles" / f"{profile}.yaml").is_file()]
 
 
 def check_paper(root: Path, name: str) -> str:

@@ -14,36 +14,13 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from moebench.config import Config, Positive, Share
+from moebench.config import Config, Positive
+from moebench.config_images import Vision
 from moebench.errors import MoebenchError
 from moebench.models.attention import attend
 from moebench.moe.experts import FeedForwardExperts
 from moebench.moe.layer import Aux, MoELayer
 from moebench.moe.registry import build_router
-
-
-class Vision(Config):
-    """Shape of a vision transformer (arXiv 2010.11929): square images, square patches, pre-norm blocks, a class token."""
-
-    image: Positive
-    """Side in pixels."""
-    patch: Positive
-    channels: Positive = 3
-    layers: Positive
-    width: Positive
-    heads: Positive
-    inner: Positive
-    dropout: Share = 0.0
-    """Of the embedded patches, the output of attention, and the activations and the output of a feed-forward layer, as in the public code;
-    of a layer of experts only the output, where the public code drops inside each expert. All but one of its configurations have 0."""
-
-    @model_validator(mode="after")
-    def _parts_divide_the_whole(self) -> Vision:
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
-        if self.image % self.patch:
-            raise ValueError(f"image {self.image} is not a multiple of patch {self.patch}")
-        return self
 
 
 class Mixture(Config):
@@ -256,7 +233,11 @@ class ViT(nn.Module):
             ValueError: images of another size.
         """
         features_BMD, reports = self.features(images)
-        return self.head(features_BMD.flatten(0, 1)).view(len(images), self.copies * self.heads, self.classes), reports
+        return self.classified(features_BMD), reports
+
+    def classified(self, features_BMD: Tensor) -> Tensor:
+        """The heads on what `features` returned: (B, M, C) logits."""
+        return self.head(features_BMD.flatten(0, 1)).view(len(features_BMD), self.copies * self.heads, self.classes)
 
 
 def mean_cross_entropy(logits_BMC: Tensor, labels_B: Tensor) -> Tensor:

@@ -61,7 +61,13 @@ class ResidualExperts(nn.Module):
     """
 
     def __init__(
-        self, experts: int, d_model: int, inner: int, sublayers: int, identity: bool = False, activation: Literal["gelu", "gelu_tanh", "relu"] = "gelu"
+        self,
+        experts: int,
+        d_model: int,
+        inner: int,
+        sublayers: int,
+        identity: bool = False,
+        activation: Literal["gelu", "gelu_tanh", "relu"] = "gelu",
     ):
         super().__init__()
         self.count = experts

@@ -101,7 +101,7 @@ def evaluate(root: Path, profile: str, paper: str, partial: bool = False) -> Non
             missing.append((folder, make))
             continue
         key = common | {"method": run.method, "seed": run.seed}
-        rows += (key | measure for measure in _measures(folder / "measures.json", run.stage))
+        rows += (key | measure for measure in measures_of(folder / "measures.json", run.stage))
         members[run.method, run.training_set].append(folder)
         for task in tasks:
             if run.stage == "finetune" and task.train == run.training_set:
@@ -162,7 +162,7 @@ def _gold(prepared: Path, task: catalogue.Task, profile: str) -> dict[str, list[
     return languages
 
 
-def _measures(path: Path, stage: str) -> Iterator[dict[str, Any]]:
+def measures_of(path: Path, stage: str) -> Iterator[dict[str, Any]]:
     """Read what a run measured itself."""
     for number, measure in enumerate(read_json(path)):
         if measure.keys() != MEASURE.keys() or not all(isinstance(measure[name], kind) for name, kind in MEASURE.items()):

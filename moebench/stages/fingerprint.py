@@ -18,7 +18,9 @@ from moebench.errors import MoebenchError
 
 PACKAGE_ROOT = Path(moebench.__file__).parent
 
-NOT_IN_RESULTS = frozenset({"moebench", "moebench.config", "moebench.errors", "moebench.catalogue", "moebench.stages.guard"})
+NOT_IN_RESULTS = frozenset(
+    {"moebench", "moebench.config", "moebench.config_images", "moebench.errors", "moebench.catalogue", "moebench.stages.guard"}
+)
 """Modules that never count. What the configuration and the catalogue say stands in the plan itself, value by value; the package's
 own ``__init__`` holds the version; messages and locks do not reach a number."""
 

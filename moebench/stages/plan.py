@@ -13,8 +13,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from moebench import catalogue, config
+from moebench import catalogue, config, config_images
 from moebench.files import write_json
+from moebench.stages import plan_images
 from moebench.stages.fingerprint import fingerprint
 from moebench.stages.select import check, check_selected, start, training_sets
 
@@ -43,8 +44,9 @@ def plan(root: Path, profile: str) -> None:
     check(root, profile)
     check_selected(root, profile)
     planned = shared(root, profile)
-    for paper in config.papers(root):
-        planned |= {f"{paper}/{name}": value for name, value in of_paper(root, profile, paper).items()}
+    for paper in config.papers(root, profile):
+        part = plan_images.of_paper if config_images.of_images(root, paper) else of_paper
+        planned |= {f"{paper}/{name}": value for name, value in part(root, profile, paper).items()}
     folder = root / "runs" / profile / "plan"
     shutil.rmtree(folder, ignore_errors=True)
     for name, value in planned.items():
@@ -65,7 +67,11 @@ def shared(root: Path, profile: str) -> dict[str, dict[str, Any]]:
         hub = HubSource(root, data)
         prepare["hub"] = {"files": hub.files(), "choices": hub.choices(), "reading": hub.reading()}
     code = fingerprint(["moebench.stages.prepare"], without=OTHER_SOURCE[data.source])
-    return {
+    pictures = {}
+    if (root / "data" / "images" / f"{profile}.yaml").is_file():
+        what = config_images.data(root, profile).model_dump(mode="json")
+        pictures["images"] = {"config": what, "fingerprint": fingerprint(["moebench.stages.images"])}
+    return pictures | {
         "prepare": {"config": prepare, "fingerprint": code},
         "baselines": {"config": {"catalogue": _facts(data.tasks)}, "fingerprint": fingerprint(["moebench.stages.baselines"])},
     }

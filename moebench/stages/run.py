@@ -24,7 +24,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from moebench import config
+from moebench import config, config_images
 from moebench.errors import MoebenchError
 from moebench.files import read_json, write_json
 from moebench.stages.select import select
@@ -120,8 +120,9 @@ def run(root: Path, profile: str, jobs: int | None = None, paper: str | None = N
         MoebenchError: the configuration is wrong, or DVC cannot read the pipeline.
     """
     select(root, profile)
-    papers = [paper] if paper else config.papers(root)
-    settings = [config.setting(root, name, profile) for name in papers]
+    papers = [paper] if paper else config.papers(root, profile)
+    pictures = {name for name in papers if config_images.of_images(root, name)}
+    settings = [(config_images if name in pictures else config).setting(root, name, profile) for name in papers]
     threads = max(setting.threads for setting in settings)
     slots = device_slots(max(setting.devices for setting in settings))
     jobs = jobs or len(slots) or max(len(os.sched_getaffinity(0)) // threads, 1)
@@ -137,7 +138,7 @@ def run(root: Path, profile: str, jobs: int | None = None, paper: str | None = N
         with contextlib.closing(Repo(str(root), _wait_for_lock=True)) as repo:
             with repo.lock:
                 forget_the_dead(root / ".dvc" / "tmp" / "rwlock")
-            works = pipeline(repo, root, profile, [f"tabulate@{profile}-{name}" for name in papers])
+            works = pipeline(repo, root, profile, [table_stage(name, profile, name in pictures) for name in papers])
             # not with GPUs, whose state does not survive a fork, nor with several ranks, which Lightning starts by their command line
             alone = not slots and all(setting.devices * setting.nodes == 1 for setting in settings)
             with _ending_by_interrupt(), contextlib.ExitStack() as stack:
@@ -158,8 +159,13 @@ def run(root: Path, profile: str, jobs: int | None = None, paper: str | None = N
         return 1
     console.print(f"{len(works)} stages: {pool.ran} run, {len(works) - pool.ran} were up to date.")
     for name in papers:
-        console.print(f"Look at results/{profile}/{name}/table1_xtreme.md")
+        console.print(f"Look at results/{profile}/{name}/{'table1_quality' if name in pictures else 'table1_xtreme'}.md")
     return 0
+
+
+def table_stage(paper: str, profile: str, pictures: bool) -> str:
+    """Address of the stage that makes a paper's tables; a paper on images has others and makes them in its own file."""
+    return f"experiments/{paper}/dvc.yaml:tabulate@{profile}" if pictures else f"tabulate@{profile}-{paper}"
 
 
 def forget_the_dead(locks: Path) -> None:

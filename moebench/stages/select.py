@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from moebench import catalogue, config
+from moebench import catalogue, config, config_images
 from moebench.errors import MoebenchError, nearest
 from moebench.files import write_text
+from moebench.stages import plan_images
 
 HEADER = """\
 # Generated from methods/, profiles/ and the profile's tasks: do not edit. After adding a method, a seed or a task, or switching the
@@ -58,6 +60,10 @@ def check_selected(root: Path, profile: str) -> None:
 
 def stages(root: Path, profile: str, paper: str) -> str:
     """Return the content of a paper's ``params.yaml``: the key of every training stage → its values, as ``foreach`` expands them."""
+    if paper not in config.papers(root, profile):
+        return _listed({"profile": profile, "profiles": [], "pretrain": {}, "finetune": {}})
+    if config_images.of_images(root, paper):
+        return _listed(plan_images.stages(root, profile, paper))
     names, seeds = config.method_names(root, paper, profile), config.setting(root, paper, profile).seeds
     starts = {name: start(root, paper, name) for name in names}
     pretrain = {f"{profile}-{name}-{seed}": {"method": name, "seed": seed} for name in sorted(set(starts.values())) for seed in seeds}
@@ -68,6 +74,10 @@ def stages(root: Path, profile: str, paper: str) -> str:
         for seed in seeds
     }
     lists = {"profile": profile, "pretrain": pretrain, "finetune": finetune}
+    return _listed(lists)
+
+
+def _listed(lists: dict[str, Any]) -> str:
     return HEADER + yaml.safe_dump(lists, sort_keys=False, default_flow_style=None, width=140)
 
 
@@ -101,7 +111,10 @@ def check(root: Path, profile: str) -> None:
     Raises:
         MoebenchError: they do not; the message names the file, the key and what would be right.
     """
-    for paper in config.papers(root):
+    for paper in config.papers(root, profile):
+        if config_images.of_images(root, paper):
+            plan_images.check(root, profile, paper)
+            continue
         _check_setting(root, profile, paper)
         for name in config.method_names(root, paper, profile):
             _check_method(root, paper, profile, name)

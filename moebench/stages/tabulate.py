@@ -125,7 +125,7 @@ def tabulate(root: Path, profile: str, paper: str) -> None:
         ("table4_uncertainty", "", "calibration under language shift", table4, uncertainty.table4_blocks(table4, main)),
     ):
         title = layout.title(number, what, expected)
-        files[f"{name}.csv"] = _csv(table)
+        files[f"{name}.csv"] = csv_of(table)
         files[f"{name}.md"] = markdown(title, blocks)
         files[f"{name}.tex"] = latex(title, f"tab:{paper}-{profile}-{name}", blocks)
     files["costs.md"] = markdown(layout.title("", "what pre-training cost", expected), routers.costs_blocks(costs, expected))
@@ -133,6 +133,7 @@ def tabulate(root: Path, profile: str, paper: str) -> None:
         write_text(folder / name, text)
 
 
-def _csv(table: pd.DataFrame) -> str:
+def csv_of(table: pd.DataFrame) -> str:
+    """A table as CSV, numbers with six decimals."""
     text = table.map(lambda value: records.decimal(value) if isinstance(value, float) else value)
     return str(text.to_csv(index=False, lineterminator="\n"))

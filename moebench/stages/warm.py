@@ -23,7 +23,7 @@ from pathlib import Path
 from moebench.stages.guard import end_with_parent
 
 VARIABLE = "MOEBENCH_WARM"
-HEAVY = ("moebench.stages.pretrain", "moebench.stages.finetune")
+HEAVY = tuple(f"moebench.stages.{name}" for name in ("pretrain", "finetune", "pretrain_images", "finetune_images"))
 
 
 @contextlib.contextmanager

@@ -79,7 +79,7 @@ class Training(lightning.LightningModule):
         return {"head.": self.optimisation.head_rate, "encoder.sparse.": self.optimisation.sparse_rate, "": 1.0}
 
     def configure_optimizers(self) -> Any:
-        """AdamW with linear warm-up and linear decay; no weight decay on norms, biases and scalars."""
+        """AdamW with linear warm-up and linear decay; no weight decay on norms, biases, scalars and BatchEnsemble's vectors."""
         options = self.optimisation
         # found once, not by two walks over all modules in every step
         self.trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
@@ -88,7 +88,7 @@ class Training(lightning.LightningModule):
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
                 factor = next(value for prefix, value in self.rates().items() if name.startswith(prefix))
-                plain = parameter.ndim < 2 or "norm" in name or "bias" in name
+                plain = parameter.ndim < 2 or any(part in name for part in ("norm", "bias", "fast_"))
                 groups.setdefault((options.rate * factor, 0.0 if plain else options.weight_decay), []).append(parameter)
         optimiser = torch.optim.AdamW(
             [{"params": members, "lr": rate, "weight_decay": decay} for (rate, decay), members in groups.items()],

@@ -78,7 +78,7 @@ class Progress(pl.Callback):
         """Count the step."""
         now = time.monotonic()
         self.seconds += now - self._last
-        self.tokens += int(batch["mask"].sum())
+        self.tokens += int(batch["mask"].sum()) if "mask" in batch else len(batch["labels"])
         self._last = now
         if now - self._written > 2 and trainer.is_global_zero:
             self._written = now

@@ -175,5 +175,7 @@ def project(tmp_path: Path) -> Project:
     for name in ("dvc.yaml", "experiments/xmoe/dvc.yaml", ".dvcignore", ".dvc/config"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
+    for name in ("data/images", "experiments/e3/methods", "experiments/e3/profiles"):  # the plan looks at them; no profile is of that paper
+        (tmp_path / name).mkdir(parents=True)
     (tmp_path / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n")
     return Project(tmp_path)

@@ -1,5 +1,6 @@
 """The profile `real` from original files to predictions, with a tiny file in the format of the bundled encoder."""
 
+import json
 import shutil
 
 import pytest
@@ -47,6 +48,10 @@ def root(tmp_path, monkeypatch):
     write(train, train.read_text() + "\nmat\tNOUN\n")
     train = files / "xtreme/panx/train-en.tsv"
     write(train, train.read_text() + "\nmat\tO\n")
+    write(files / "xtreme/xquad/xquad.zh.json", questions("hello", 4))
+    write(files / "xtreme/tydiqa/tydiqa-goldp-v1.1-train/tydiqa.goldp.en.train.json", questions("world", 12))
+    write(files / "news/en.txt", "the cat sat\n" * 150)
+    write(files / "news/zh.txt", "日本 語\n" * 150)
     root, project = tmp_path / "project", config.project_root()
     shutil.copytree(project / "experiments", root / "experiments")
     shutil.copytree(project / "data" / "profiles", root / "data" / "profiles")
@@ -54,20 +59,34 @@ def root(tmp_path, monkeypatch):
     path = root / "experiments" / "xmoe" / "profiles" / "real.yaml"
     setting = yaml.safe_load(path.read_text())
     setting |= {"encoder": ENCODER, "precision": "fp32"}
+    setting["pretrain"] |= {"steps": 2, "batch": 4}
     setting["sparse"] |= {"experts": 4, "inner": 16}
     for options in setting["finetune"].values():
         options |= {"batch": 8, "max_length": 24, "epochs": 1}
     path.write_text(yaml.safe_dump(setting))
+    path = root / "data" / "profiles" / "real.yaml"
+    data = yaml.safe_load(path.read_text())
+    data |= {"tasks": ["xnli", "udpos", "panx", "xquad", "tydiqa"], "corpus": {"sequence_length": 12, "validation_rows": 4}}
+    data |= {"corpus_files": {"en": "news/en.txt", "zh": "news/zh.txt"}, "corpus_sets": ["xnli", "udpos", "panx", "tydiqa"]}
+    path.write_text(yaml.safe_dump(data))
     monkeypatch.setenv("MOEBENCH_FOLDER", str(files))
     weights = root / "data" / "downloads" / "e5-small-q4.bin"
     weights.parent.mkdir()
     tiny_bundle.write_bundle(weights)
     monkeypatch.setattr(bundled, "FILE_SHA256", sha256(weights))
-    monkeypatch.setattr(pretrain_stage, "BUNDLED_ROWS", tiny_bundle.ROWS)
     select(root, "real")
     plan(root, "real")
     prepare(root, "real")
     return root
+
+
+def questions(word, contexts):
+    """SQuAD's JSON, one question a context."""
+    paragraphs = []
+    for i in range(contexts):
+        answer = {"text": "mat", "answer_start": len(f"{word} {i} ")}
+        paragraphs.append({"context": f"{word} {i} mat", "qas": [{"id": f"{word}{i}", "question": "on", "answers": [answer]}]})
+    return json.dumps({"data": [{"paragraphs": paragraphs}]})
 
 
 def test_from_files_to_scores(root):
@@ -75,21 +94,28 @@ def test_from_files_to_scores(root):
     manifest = read_json(prepared / "manifest.json")
     assert manifest["languages"] == ["en", "zh"]
     assert manifest["choices"]["xnli.train"] == "xtreme/xnli/labelled/test-en.tsv"
+    assert manifest["train_languages"] == {"panx": "en", "tydiqa": "en", "udpos": "en", "xnli": "en"}
     baselines(root, "real")
     for method in ("dense", "dense_scratch", "xmoe_softmax"):
         pretrain_stage.pretrain(root, "real", "xmoe", method, 0)
     weights = {
         name: load_file(root / f"runs/real/xmoe/pretrain/{name}-0/model.safetensors") for name in ("dense", "dense_scratch", "xmoe_softmax")
     }
-    trunk = weights["dense"]
-    assert all(torch.equal(value, weights["xmoe_softmax"][name]) for name, value in trunk.items())
-    assert not torch.equal(trunk["embedding.weight"], weights["dense_scratch"]["embedding.weight"])
-    assert read_json(root / "runs/real/xmoe/pretrain/dense-0/measures.json") == []
-    for name in config.data(root, "real").tasks:
+    rows = read_json(prepared / "tokenizer" / "tokenizer.json")["rows"]
+    embedding = torch.from_numpy(bundled.Bundle(root / "data/downloads/e5-small-q4.bin").tensor("emb.word")[rows])
+    for name, unchanged in (("dense", True), ("xmoe_softmax", True), ("dense_scratch", False)):
+        assert torch.equal(weights[name]["embedding.weight"], embedding) == unchanged
+    assert weights["xmoe_softmax"]["sparse.experts.fc2_weight"].abs().max() > 0  # it has learned before fine-tuning
+    measured = {row["metric"] for row in read_json(root / "runs/real/xmoe/pretrain/xmoe_softmax-0/measures.json")}
+    assert {"perplexity", "max_violation"} <= measured
+    tasks = config.tasks(config.data(root, "real"))
+    for name in sorted({one.train for one in tasks}):
         finetune(root, "real", "xmoe", "xmoe_softmax", name, 0)
-        for language in ("en", "zh"):
-            gold = read_jsonl(prepared / "tasks" / name / "test" / name / f"{language}.jsonl")
-            predicted = read_jsonl(root / f"runs/real/xmoe/finetune/xmoe_softmax-{name}-0/predictions/{name}/{language}.jsonl")
-            ((value, n),) = score(task(name), language, gold, predicted).values()
-            assert 0 <= value <= 100
-            assert n == len(gold)
+    tested = {"xquad": ["zh"], "tydiqa": ["en"]}
+    for one in tasks:
+        for language in tested.get(one.name, ["en", "zh"]):
+            gold = read_jsonl(prepared / "tasks" / one.train / "test" / one.name / f"{language}.jsonl")
+            predicted = read_jsonl(root / f"runs/real/xmoe/finetune/xmoe_softmax-{one.train}-0/predictions/{one.name}/{language}.jsonl")
+            for value, n in score(one, language, gold, predicted).values():
+                assert 0 <= value <= 100
+                assert n == len(gold)

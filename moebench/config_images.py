@@ -1,0 +1,249 @@
+"""Typed, validated configuration of papers on images. Imports no torch.
+
+Files, all YAML, all under the project's root:
+
+- ``data/images/<profile>.yaml``: which images a profile uses (`ImageData`).
+- ``experiments/<paper>/profiles/<profile>.yaml``: at which scale it runs a paper (`ImageSetting`).
+- ``experiments/<paper>/methods/<method>.yaml``: one method (`ImageMethod`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from moebench.config import Config, Count, Optimisation, Positive, Rate, Share, complaint, load, part
+from moebench.errors import MoebenchError, nearest
+
+UPSTREAM, DOWNSTREAM = "upstream", "downstream"
+"""Training sets: what is pre-trained on, what is fine-tuned on."""
+EXPERTS = ("vmoe", "e3", "only_tiling", "only_partitioning", "multi_head")
+"""Variants with layers of experts."""
+ENSEMBLES = ("batch_ensemble", "mimo", "mc_dropout")
+"""Variants of the dense transformer whose members share a run."""
+
+
+class ImageData(Config):
+    """The images of a profile: ``data/images/<profile>.yaml``."""
+
+    source: Literal["builtin", "files"]
+    seed: int = 0
+    """Draws the splits of the built-in images, and the corruptions."""
+    sets: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Source ``files``: set → how its file is read (``format`` and what that format needs), below the folder of benchmark files."""
+    max_train: Positive | None = None
+    max_test: Positive | None = None
+    """At most this many images of a training / test set, the first ones; none: all."""
+    corruptions: tuple[str, ...] | None = None
+    """Which of the seeded corruptions; none: all."""
+    severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = (1, 2, 3, 4, 5)
+
+    @model_validator(mode="after")
+    def _sets_belong_to_files(self) -> ImageData:
+        if bool(self.sets) != (self.source == "files"):
+            raise ValueError(f"sets is {'required' if self.source == 'files' else 'not an option'} for source {self.source!r}")
+        return self
+
+
+class Vision(Config):
+    """Shape of a vision transformer (arXiv 2010.11929): square images, square patches, pre-norm blocks, a class token."""
+
+    image: Positive
+    """Side in pixels."""
+    patch: Positive
+    channels: Positive = 3
+    layers: Positive
+    width: Positive
+    heads: Positive
+    inner: Positive
+    dropout: Share = 0.0
+    """Of the embedded patches, the output of attention, and the activations and the output of a feed-forward layer, as in the public code;
+    of a layer of experts only the output, where the public code drops inside each expert. All but one of its configurations have 0."""
+
+    @model_validator(mode="after")
+    def _parts_divide_the_whole(self) -> Vision:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if self.image % self.patch:
+            raise ValueError(f"image {self.image} is not a multiple of patch {self.patch}")
+        return self
+
+
+class ImageTraining(Optimisation):
+    """One run on images; ``head_rate`` is that of the new head in fine-tuning, ``sparse_rate`` that of layers of experts."""
+
+    ensemble_rate: Rate = 1.0
+    """Factor on the learning rate of BatchEnsemble's vectors."""
+
+
+class ImageSetting(Config):
+    """A paper on images under a profile: ``experiments/<paper>/profiles/<profile>.yaml``."""
+
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)]
+    methods: tuple[str, ...] | None = None
+    """Which methods run; none: all."""
+    baseline: str
+    """The method that differences are taken against."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    devices: Positive = 1
+    nodes: Positive = 1
+    threads: Positive = 1
+    """CPU threads of one run; runs go side by side."""
+    vision: Vision
+    experts: Positive
+    """E of a layer of experts."""
+    last: Positive | None = None
+    """Layers of experts: the last n of the blocks that can hold one; none: all of these ("Every-2")."""
+    pretrain: ImageTraining
+    finetune: ImageTraining
+    shots: tuple[Positive, ...] = (1, 5, 10, 25)
+    """Examples a class in few-shot evaluation."""
+    draws: Count = 5
+    """Random supports that a few-shot accuracy is the mean of."""
+    options: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Method → options of its router that depend on the scale; they go before those of the method's file."""
+    notes: dict[str, str] = Field(default_factory=dict)
+    """Key → where its value comes from if the paper does not state it, or what else the tables should say about it."""
+
+
+class ImageMethod(Config):
+    """One method of a paper on images: ``experiments/<paper>/methods/<method>.yaml``."""
+
+    label: str
+    """How tables call it."""
+    published: str | None = None
+    """Name of its row in ``published.yaml``; none: not published."""
+    variant: Literal[
+        "dense", "vmoe", "e3", "only_tiling", "only_partitioning", "multi_head", "batch_ensemble", "mimo", "mc_dropout", "deep"
+    ]
+    members: Positive = 1
+    """M of an ensemble within one model; of MC dropout the number of passes."""
+    of: dict[str, tuple[Count, ...]] = Field(default_factory=dict)
+    """A deep ensemble's members: method → places in the list of seeds, counted from the ensemble's own, round the end."""
+    shape: dict[str, Any] = Field(default_factory=dict)
+    """Fields of the transformer that differ from the setting's, as ``width`` of a smaller model."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Keyword options of the router."""
+    losses: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    """Loss of the router → its coefficient; all but ``z`` have to be named, 0 turns off."""
+    repetition: Share = 0.0
+    """MIMO's input repetition in training."""
+    fast_std: float = 0.5
+    """Deviation of BatchEnsemble's vectors from 1 at the start; see ``moebench.ensembles.batch_ensemble``."""
+    pretrain_as: str | None = None
+    """Name of the method whose pre-trained checkpoints this one starts from; none: its own."""
+    draw: Count = 0
+    """Another number is another fine-tuning from the same checkpoint: other head, other order."""
+
+    @property
+    def router(self) -> str | None:
+        """The router of its layers of experts."""
+        if self.variant in EXPERTS:
+            return "partitioned" if self.variant in ("e3", "only_partitioning") else "noisy_topk"
+        return None
+
+    @model_validator(mode="after")
+    def _parts_fit_the_variant(self) -> ImageMethod:
+        if bool(self.of) != (self.variant == "deep"):
+            raise ValueError(f"of is {'required' if self.variant == 'deep' else 'not an option'} for variant {self.variant!r}")
+        if self.router is None and (self.options or self.losses):
+            raise ValueError(f"options and losses belong to layers of experts, which variant {self.variant!r} has not")
+        if self.variant in ("dense", "vmoe", "deep") and self.members != 1:
+            raise ValueError(f"members belongs to an ensemble within one model, which variant {self.variant!r} is not")
+        if self.variant == "deep" and (self.shape or self.pretrain_as):
+            raise ValueError("a deep ensemble trains nothing: its members' methods have the shape and the pre-training")
+        return self
+
+
+def of_images(root: Path, paper: str) -> bool:
+    """Whether a paper is about images: whether its profiles have the key ``vision``."""
+    from moebench.config import PROFILES, read_yaml
+
+    files = [root / "experiments" / paper / "profiles" / f"{profile}.yaml" for profile in PROFILES]
+    return any(file.is_file() and "vision" in read_yaml(file) for file in files)
+
+
+def data(root: Path, profile: str) -> ImageData:
+    """Load which images a profile uses."""
+    return load(root / "data" / "images" / f"{profile}.yaml", ImageData)
+
+
+def setting(root: Path, paper: str, profile: str) -> ImageSetting:
+    """Load a paper's setting under a profile."""
+    return load(root / "experiments" / paper / "profiles" / f"{profile}.yaml", ImageSetting)
+
+
+def method_names(root: Path, paper: str, profile: str) -> list[str]:
+    """Names of the methods that run under a profile, sorted.
+
+    Raises:
+        MoebenchError: the setting names a method that does not exist.
+    """
+    folder, chosen = root / "experiments" / paper / "methods", setting(root, paper, profile)
+    names = sorted(file.stem for file in folder.glob("*.yaml"))
+    for name in chosen.methods or ():
+        if name not in names:
+            raise MoebenchError(
+                f"{root / 'experiments' / paper / 'profiles' / f'{profile}.yaml'}: key 'methods' names {name!r}{nearest(name, names)};"
+                f" methods are: {', '.join(names)}"
+            )
+    return names if chosen.methods is None else sorted(chosen.methods)
+
+
+def method(root: Path, paper: str, name: str, profile: str | None = None) -> ImageMethod:
+    """Load one method and check it against its router; with a profile, with the options that its setting gives.
+
+    Raises:
+        MoebenchError: no such method, or its file does not validate.
+    """
+    path = root / "experiments" / paper / "methods" / f"{name}.yaml"
+    if not path.is_file():
+        names = sorted(other.stem for other in path.parent.glob("*.yaml"))
+        raise MoebenchError(f"unknown method {name!r} of paper {paper!r}{nearest(name, names)}; methods are: {', '.join(names)}")
+    value = load(path, ImageMethod)
+    if value.router is None:
+        return value
+    source = part("routers", value.router)
+    for loss in value.losses:
+        if loss not in source.losses:
+            raise MoebenchError(
+                f"{path}: unknown key 'losses.{loss}'{nearest(loss, source.losses)}; losses of router {value.router!r} are:"
+                f" {', '.join(source.losses)}"
+            )
+    for loss in source.losses:
+        if loss not in value.losses and loss != "z":
+            raise MoebenchError(
+                f"{path}: key 'losses.{loss}' is missing: router {value.router!r} has this loss; give its coefficient, or 0 to leave it out"
+            )
+    options = value.options
+    if profile is not None:
+        options = setting(root, paper, profile).options.get(name, {}) | options
+    decided = {"members": value.members, "tiled": value.variant == "e3"} if value.router == "partitioned" else {}
+    for key in decided:
+        if key in options:
+            raise MoebenchError(f"{path}: key 'options.{key}' follows from variant and members")
+    try:
+        checked = source.options.model_validate(options | decided).model_dump()
+    except ValidationError as error:
+        raise MoebenchError(complaint(path, source.options, error).replace("key '", "key 'options.")) from error
+    return value.model_copy(update={"options": {key: value for key, value in checked.items() if key not in decided}})
+
+
+def vision(setting: ImageSetting, method: ImageMethod) -> Vision:
+    """The transformer of a method: the setting's, with what the method says about its shape.
+
+    Raises:
+        MoebenchError: the fields do not fit together.
+    """
+    try:
+        return Vision.model_validate(setting.vision.model_dump() | method.shape)
+    except ValidationError as error:
+        raise MoebenchError(f"method {method.label!r}: {complaint(Path('shape'), Vision, error)}") from error
+
+
+def members_of(seeds: tuple[int, ...], seed: int, places: tuple[int, ...]) -> list[int]:
+    """The seeds of a deep ensemble's members: those at ``places`` after its own in the list of seeds, round the end."""
+    at = seeds.index(seed)
+    return [seeds[(at + place) % len(seeds)] for place in places]

@@ -1,0 +1,149 @@
+"""The stages of papers on images, as the pipeline calls them, on a few images and the smallest transformers."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from moebench import config_images
+from moebench.config_images import ImageMethod, ImageTraining, Vision
+from moebench.data.images import ImageSet
+from moebench.ensembles.build import build_vit
+from moebench.errors import MoebenchError
+from moebench.files import read_json
+from moebench.stages.finetune_images import finetune_images
+from moebench.stages.images import images, names, read_set
+from moebench.stages.plan import plan
+from moebench.stages.pretrain_images import pretrain_images
+from moebench.stages.select import select
+from moebench.training.images import ImageBatches, ImageModule, pixels
+
+MEMBERS = {"vit": 1, "vmoe": 1, "e3": 2, "multi_head": 2, "only_tiling": 2, "batch_ensemble": 2, "mimo": 2, "mc_dropout": 3}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    project = Path(__file__).parents[2]
+    root = tmp_path_factory.mktemp("images")
+    for name in ("experiments", "data/profiles", "data/images", "params.yaml"):
+        source, target = project / name, root / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
+    path = root / "experiments/e3/profiles/smoke.yaml"
+    setting = yaml.safe_load(path.read_text()) | {"methods": sorted(MEMBERS), "seeds": [0]}
+    for stage in ("pretrain", "finetune"):
+        setting[stage] = setting[stage] | {"steps": 3, "batch": 16}
+    path.write_text(yaml.safe_dump(setting))
+    dropout = root / "experiments/e3/methods/mc_dropout.yaml"
+    dropout.write_text(yaml.safe_dump(yaml.safe_load(dropout.read_text()) | {"members": 3}))
+    data = {"source": "builtin", "max_train": 240, "max_test": 30, "corruptions": ["contrast"], "severities": [2]}
+    (root / "data/images/smoke.yaml").write_text(yaml.safe_dump(data))
+    select(root, "smoke")
+    plan(root, "smoke")
+    images(root, "smoke")
+    for name in ("vit", "vmoe"):
+        pretrain_images(root, "smoke", "e3", name, 0)
+    return root
+
+
+def prediction(root, method, name):
+    with np.load(root / f"runs/smoke/e3/finetune/{method}-downstream-0/predictions/{name}.npz") as arrays:
+        return dict(arrays)
+
+
+def test_the_prepared_sets_are_the_first_images_and_a_corruption_changes_them(tiny):
+    folder = tiny / "data/prepared/images/smoke"
+    assert {"upstream_train", "downstream_test", "shift_digits", "ood_near_digits", "corrupted_contrast_2"} <= set(names(folder))
+    clean, corrupted = read_set(folder, "downstream_test"), read_set(folder, "corrupted_contrast_2")
+    assert (len(clean), len(read_set(folder, "downstream_train"))) == (30, 240)
+    np.testing.assert_array_equal(clean.labels, corrupted.labels)
+    assert (np.asarray(clean.images) != np.asarray(corrupted.images)).any()
+    with pytest.raises(MoebenchError, match=r"smoke/nothing\.npz: not a readable image set"):
+        read_set(folder, "nothing")
+
+
+@pytest.mark.parametrize("method", sorted(MEMBERS))
+def test_every_variant_predicts_every_set(tiny, method):
+    finetune_images(tiny, "smoke", "e3", method, 0)
+    folder = tiny / f"runs/smoke/e3/finetune/{method}-downstream-0"
+    for name in names(tiny / "data/prepared/images/smoke"):
+        if name.startswith("upstream"):
+            continue
+        arrays = prediction(tiny, method, name)
+        assert arrays["labels"].shape == (240 if name.endswith("_train") else 30,)
+        if name == "downstream_train":
+            assert arrays.keys() == {"labels", "features"}
+        else:
+            assert arrays["logits"].shape == (30, MEMBERS[method], 8)
+            assert np.isfinite(arrays["logits"]).all()
+    with np.load(folder / "fewshot.npz") as arrays:
+        assert arrays["train"].shape[1] == 16 * (2 if method in ("e3", "only_tiling", "batch_ensemble") else 1)
+    measured = {row["metric"]: row["value"] for row in read_json(folder / "measures.json")}
+    assert measured["parameters"] == read_json(folder / "costs.json")["parameters"]
+    assert not (folder / "run.json").exists()
+    logits = prediction(tiny, method, "downstream_test")["logits"]
+    if MEMBERS[method] > 1 and method != "only_tiling":  # without noise and drops its members are alike
+        assert np.abs(logits[:, 0] - logits[:, 1]).max() > 1e-6
+
+
+def test_a_second_run_gives_the_same_bytes(tiny):
+    finetune_images(tiny, "smoke", "e3", "e3", 0)
+    before = prediction(tiny, "e3", "downstream_test")["logits"]
+    shutil.rmtree(tiny / "runs/smoke/e3/finetune/e3-downstream-0")
+    finetune_images(tiny, "smoke", "e3", "e3", 0)
+    assert prediction(tiny, "e3", "downstream_test")["logits"].tobytes() == before.tobytes()
+
+
+def test_the_start_is_the_pretrained_model_but_for_the_head(tiny):
+    start = tiny / "runs/smoke/e3/pretrain/vmoe-0/model.safetensors"
+    setting, method = config_images.setting(tiny, "e3", "smoke"), config_images.method(tiny, "e3", "e3", "smoke")
+    model = build_vit(setting.vision, method, setting.experts, setting.last, 8, start)
+    theirs = load_file(start)
+    for name, value in model.state_dict().items():
+        if not name.startswith("head."):
+            assert torch.equal(value, theirs[name]), name
+    start.with_name("damaged.safetensors").write_bytes(start.read_bytes()[:100])
+    with pytest.raises(MoebenchError, match=r"damaged\.safetensors: not a readable checkpoint"):
+        build_vit(setting.vision, method, setting.experts, setting.last, 8, start.with_name("damaged.safetensors"))
+
+
+def random_set(count):
+    generator = np.random.default_rng(0)
+    return ImageSet(generator.integers(0, 256, (count, 4, 4, 1), dtype=np.uint8), generator.integers(0, 3, count), ("a", "b", "c"))
+
+
+def test_an_epoch_has_every_image_once_and_ranks_share_it():
+    data = random_set(23)
+    one = ImageBatches(data, 5, seed=1, rank=0, ranks=1)
+    whole = torch.cat([one(step)["images"] for step in range(5)])
+    assert sorted(map(tuple, whole.flatten(1).tolist())) == sorted(map(tuple, pixels(np.asarray(data.images)).flatten(1).tolist()))
+    assert not torch.equal(whole, torch.cat([one(step)["images"] for step in range(5, 10)]))
+    both = [ImageBatches(data, 5, seed=1, rank=rank, ranks=2)(0)["labels"] for rank in (0, 1)]
+    assert sorted(torch.cat(both).tolist()) == sorted(one(0)["labels"].tolist())
+    assert whole.min() >= -1
+    assert whole.max() <= 1
+
+
+def test_the_loss_is_the_mean_of_the_members_cross_entropies_and_vectors_have_a_rate_and_no_decay():
+    shape = Vision(image=4, patch=2, channels=1, layers=2, width=8, heads=2, inner=8)
+    method = ImageMethod(label="", variant="batch_ensemble", members=2)
+    torch.manual_seed(0)
+    model = build_vit(shape, method, 1, None, 3)
+    module = ImageModule(model, method, ImageTraining(steps=4, batch=4, rate=0.01, ensemble_rate=5, head_rate=2, weight_decay=0.1), 0)
+    batch = ImageBatches(random_set(8), 4, 0, 0, 1)(0)
+    loss = module.training_step(batch, 0)
+    logits_BMC = model(batch["images"])[0]
+    expected = torch.stack([torch.nn.functional.cross_entropy(logits_BMC[:, member], batch["labels"]) for member in range(2)]).mean()
+    torch.testing.assert_close(loss, expected)
+    found = {}
+    for group in module.configure_optimizers()["optimizer"].param_groups:
+        for name, parameter in module.named_parameters():
+            if any(parameter is other for other in group["params"]):
+                found[name] = (round(group["initial_lr"], 6), group["weight_decay"])
+    assert found["model.blocks.1.layer.inner.fast_input"] == (0.05, 0.0)
+    assert found["model.blocks.1.layer.inner.weight"] == (0.01, 0.1)
+    assert found["model.head.weight"] == (0.02, 0.1)
