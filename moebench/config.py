@@ -16,6 +16,7 @@ from __future__ import annotations
 import ast
 import copy
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -514,18 +515,7 @@ def method(root: Path, paper: str, name: str, profile: str | None = None) -> Met
     if value.layer == "none":
         return value
     source = part("routers", value.router) if value.router else part("layers", value.layer)
-    unknown = [loss for loss in value.losses if loss not in source.losses]
-    silent = [loss for loss in source.losses if loss not in value.losses and loss != "z"]
-    owner = f"router {value.router!r}" if value.router else f"layer {value.layer!r}"
-    if unknown:
-        raise MoebenchError(
-            f"{path}: unknown key 'losses.{unknown[0]}'{nearest(unknown[0], source.losses)};"
-            f" losses of {owner} are: {', '.join(source.losses) or 'none'}"
-        )
-    if silent:
-        raise MoebenchError(
-            f"{path}: key 'losses.{silent[0]}' is missing: {owner} has this loss; give its coefficient, or 0 to leave it out"
-        )
+    check_losses(path, value.losses, source.losses, f"router {value.router!r}" if value.router else f"layer {value.layer!r}")
     merged = value.options
     files: list[tuple[Path, str, dict[str, Any]]] = [(path, "options.", {})]
     if profile is not None and (at_scale := setting(root, paper, profile).options.get(name)):
@@ -537,6 +527,25 @@ def method(root: Path, paper: str, name: str, profile: str | None = None) -> Met
         except ValidationError as error:
             raise MoebenchError(complaint(file, source.options, error).replace("key '", f"key '{where}")) from error
     return value.model_copy(update={"options": options})
+
+
+def check_losses(path: Path, given: Mapping[str, float], reported: Sequence[str], owner: str) -> None:
+    """Check that a method's file gives every loss that its router or layer reports a coefficient, but ``z``, which may be left out.
+
+    Raises:
+        MoebenchError: it names another loss, or not all.
+    """
+    unknown = [loss for loss in given if loss not in reported]
+    silent = [loss for loss in reported if loss not in given and loss != "z"]
+    if unknown:
+        raise MoebenchError(
+            f"{path}: unknown key 'losses.{unknown[0]}'{nearest(unknown[0], reported)};"
+            f" losses of {owner} are: {', '.join(reported) or 'none'}"
+        )
+    if silent:
+        raise MoebenchError(
+            f"{path}: key 'losses.{silent[0]}' is missing: {owner} has this loss; give its coefficient, or 0 to leave it out"
+        )
 
 
 def sparse(setting: Setting, method: Method) -> Sparse | None:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from moebench.config import Config, Count, Optimisation, Positive, Rate, Share, complaint, load, part
+from moebench.config import Config, Count, Optimisation, Positive, Rate, Share, check_losses, complaint, load, part
 from moebench.errors import MoebenchError, nearest
 
 UPSTREAM, DOWNSTREAM = "upstream", "downstream"
@@ -206,17 +206,7 @@ def method(root: Path, paper: str, name: str, profile: str | None = None) -> Ima
     if value.router is None:
         return value
     source = part("routers", value.router)
-    for loss in value.losses:
-        if loss not in source.losses:
-            raise MoebenchError(
-                f"{path}: unknown key 'losses.{loss}'{nearest(loss, source.losses)}; losses of router {value.router!r} are:"
-                f" {', '.join(source.losses)}"
-            )
-    for loss in source.losses:
-        if loss not in value.losses and loss != "z":
-            raise MoebenchError(
-                f"{path}: key 'losses.{loss}' is missing: router {value.router!r} has this loss; give its coefficient, or 0 to leave it out"
-            )
+    check_losses(path, value.losses, source.losses, f"router {value.router!r}")
     options = value.options
     if profile is not None:
         options = setting(root, paper, profile).options.get(name, {}) | options
