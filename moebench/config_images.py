@@ -36,6 +36,8 @@ class ImageData(Config):
     max_train: Positive | None = None
     max_test: Positive | None = None
     """At most this many images of a training / test set, the first ones; none: all."""
+    max_corrupted: Positive | None = None
+    """At most this many test images are corrupted; none: all."""
     corruptions: tuple[str, ...] | None = None
     """Which of the seeded corruptions; none: all."""
     severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = (1, 2, 3, 4, 5)
@@ -76,6 +78,8 @@ class ImageTraining(Optimisation):
 
     ensemble_rate: Rate = 1.0
     """Factor on the learning rate of BatchEnsemble's vectors."""
+    shift: Count = 0
+    """Augmentation: every training image is moved by up to this many pixels in each direction, black coming in."""
 
 
 class ImageSetting(Config):

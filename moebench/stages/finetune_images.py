@@ -51,7 +51,7 @@ def finetune_images(root: Path, profile: str, paper: str, method: str, seed: int
                 images = read_set(prepared, f"{DOWNSTREAM}_{split}")
                 before |= {split: predict(trainer, module, images)["features"], f"{split}_labels": images.labels}
             _write(folder / "fewshot.npz", before)
-        fit(trainer, module, ImageBatches(train, optimisation.batch, draw, trainer.global_rank, trainer.world_size), folder)
+        fit(trainer, module, ImageBatches(train, optimisation, draw, trainer.global_rank, trainer.world_size), folder)
         for name in names(prepared):
             if name.startswith(UPSTREAM):
                 continue

@@ -28,7 +28,8 @@ def images(root: Path, profile: str) -> None:
     for name, each in sets.items():
         limit = data.max_train if name.endswith("_train") else data.max_test
         sets[name] = ImageSet(each.images[:limit], each.labels[:limit], each.classes)
-    clean = sets["downstream_test"]
+    test = sets["downstream_test"]
+    clean = ImageSet(test.images[: data.max_corrupted], test.labels[: data.max_corrupted], test.classes)
     for name in data.corruptions if data.corruptions is not None else CORRUPTIONS:
         for severity in data.severities:
             pictures = corrupt(np.asarray(clean.images), name, severity, data.seed)

@@ -38,7 +38,7 @@ def pretrain_images(root: Path, profile: str, paper: str, method: str, seed: int
         model = build_vit(Vision.model_validate(plan["vision"]), what, plan["experts"], plan["last"], len(train.classes))
         module = ImageModule(model, what, optimisation, seed)
         trainer, progress = make_trainer(folder, optimisation.steps, optimisation.checkpoint_every, plan)
-        fit(trainer, module, ImageBatches(train, optimisation.batch, seed, trainer.global_rank, trainer.world_size), folder)
+        fit(trainer, module, ImageBatches(train, optimisation, seed, trainer.global_rank, trainer.world_size), folder)
         logits_NMC = predict(trainer, module, test)["logits"]
         if trainer.is_global_zero:
             right = (mean_probabilities(logits_NMC).argmax(-1) == test.labels).mean()

@@ -32,11 +32,21 @@ def pixels(images: np.ndarray) -> Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1
 
 
-class ImageBatches:
-    """The training batch of a step, drawn epoch by epoch; every rank takes its own part. No augmentation."""
+def shifted(images: np.ndarray, reach: int, generator: np.random.Generator) -> np.ndarray:
+    """Move each of the images (N, H, W, C) by up to ``reach`` pixels in each direction, black coming in."""
+    count, height, width, _ = images.shape
+    padded = np.pad(images, ((0, 0), (reach, reach), (reach, reach), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(1, 2))  # (N, 2 reach + 1, 2 reach + 1, C, H, W)
+    down_N, right_N = generator.integers(0, 2 * reach + 1, (2, count))
+    return windows[np.arange(count), down_N, right_N].transpose(0, 2, 3, 1)
 
-    def __init__(self, images: ImageSet, batch: int, seed: int, rank: int, ranks: int):
-        self.images, self.batch, self.seed, self.rank, self.ranks = images, batch, seed, rank, ranks
+
+class ImageBatches:
+    """The training batch of a step, drawn epoch by epoch, each image moved a little; every rank takes its own part."""
+
+    def __init__(self, images: ImageSet, optimisation: ImageTraining, seed: int, rank: int, ranks: int):
+        self.images, self.seed, self.rank, self.ranks = images, seed, rank, ranks
+        self.batch, self.shift = optimisation.batch, optimisation.shift
         self.epoch = -1
         self.batches: list[np.ndarray] = self._order(0)
 
@@ -49,7 +59,10 @@ class ImageBatches:
         """Return this rank's part of the batch of ``step``."""
         epoch, place = divmod(step, len(self.batches))
         mine = np.sort(self._order(epoch)[place])[self.rank :: self.ranks]
-        return {"images": pixels(self.images.images[mine]), "labels": torch.from_numpy(self.images.labels[mine])}
+        images = self.images.images[mine]
+        if self.shift:
+            images = shifted(images, self.shift, np.random.default_rng([self.seed, step, self.rank]))
+        return {"images": pixels(images), "labels": torch.from_numpy(self.images.labels[mine])}
 
 
 class ImageModule(Training):

@@ -20,7 +20,7 @@ from moebench.stages.images import images, names, read_set
 from moebench.stages.plan import plan
 from moebench.stages.pretrain_images import pretrain_images
 from moebench.stages.select import select
-from moebench.training.images import ImageBatches, ImageModule, pixels
+from moebench.training.images import ImageBatches, ImageModule, pixels, shifted
 
 MEMBERS = {"vit": 1, "vmoe": 1, "e3": 2, "multi_head": 2, "only_tiling": 2, "batch_ensemble": 2, "mimo": 2, "mc_dropout": 3}
 
@@ -40,7 +40,7 @@ def tiny(tmp_path_factory):
     path.write_text(yaml.safe_dump(setting))
     dropout = root / "experiments/e3/methods/mc_dropout.yaml"
     dropout.write_text(yaml.safe_dump(yaml.safe_load(dropout.read_text()) | {"members": 3}))
-    data = {"source": "builtin", "max_train": 240, "max_test": 30, "corruptions": ["contrast"], "severities": [2]}
+    data = {"source": "builtin", "max_train": 240, "max_test": 30, "max_corrupted": 20, "corruptions": ["contrast"], "severities": [2]}
     (root / "data/images/smoke.yaml").write_text(yaml.safe_dump(data))
     select(root, "smoke")
     plan(root, "smoke")
@@ -60,8 +60,8 @@ def test_the_prepared_sets_are_the_first_images_and_a_corruption_changes_them(ti
     assert {"upstream_train", "downstream_test", "shift_digits", "ood_near_digits", "corrupted_contrast_2"} <= set(names(folder))
     clean, corrupted = read_set(folder, "downstream_test"), read_set(folder, "corrupted_contrast_2")
     assert (len(clean), len(read_set(folder, "downstream_train"))) == (30, 240)
-    np.testing.assert_array_equal(clean.labels, corrupted.labels)
-    assert (np.asarray(clean.images) != np.asarray(corrupted.images)).any()
+    np.testing.assert_array_equal(clean.labels[:20], corrupted.labels)
+    assert (np.asarray(clean.images)[:20] != np.asarray(corrupted.images)).any()
     with pytest.raises(MoebenchError, match=r"smoke/nothing\.npz: not a readable image set"):
         read_set(folder, "nothing")
 
@@ -74,11 +74,12 @@ def test_every_variant_predicts_every_set(tiny, method):
         if name.startswith("upstream"):
             continue
         arrays = prediction(tiny, method, name)
-        assert arrays["labels"].shape == (240 if name.endswith("_train") else 30,)
+        count = 240 if name.endswith("_train") else 20 if name.startswith("corrupted") else 30
+        assert arrays["labels"].shape == (count,)
         if name == "downstream_train":
             assert arrays.keys() == {"labels", "features"}
         else:
-            assert arrays["logits"].shape == (30, MEMBERS[method], 8)
+            assert arrays["logits"].shape == (count, MEMBERS[method], 8)
             assert np.isfinite(arrays["logits"]).all()
     with np.load(folder / "fewshot.npz") as arrays:
         assert arrays["train"].shape[1] == 16 * (2 if method in ("e3", "only_tiling", "batch_ensemble") else 1)
@@ -118,14 +119,39 @@ def random_set(count):
 
 def test_an_epoch_has_every_image_once_and_ranks_share_it():
     data = random_set(23)
-    one = ImageBatches(data, 5, seed=1, rank=0, ranks=1)
+    options = ImageTraining(steps=1, batch=5, rate=0.1)
+    one = ImageBatches(data, options, seed=1, rank=0, ranks=1)
     whole = torch.cat([one(step)["images"] for step in range(5)])
     assert sorted(map(tuple, whole.flatten(1).tolist())) == sorted(map(tuple, pixels(np.asarray(data.images)).flatten(1).tolist()))
     assert not torch.equal(whole, torch.cat([one(step)["images"] for step in range(5, 10)]))
-    both = [ImageBatches(data, 5, seed=1, rank=rank, ranks=2)(0)["labels"] for rank in (0, 1)]
+    both = [ImageBatches(data, options, seed=1, rank=rank, ranks=2)(0)["labels"] for rank in (0, 1)]
     assert sorted(torch.cat(both).tolist()) == sorted(one(0)["labels"].tolist())
     assert whole.min() >= -1
     assert whole.max() <= 1
+
+
+def test_a_shift_moves_the_whole_image_and_leaves_black_behind():
+    images = np.asarray(random_set(40).images) // 2 + 1
+    moved = shifted(images, 2, np.random.default_rng(0))
+    places = set()
+    for before, after in zip(images[..., 0], moved[..., 0], strict=True):
+        fits = []
+        for down in range(-2, 3):
+            for right in range(-2, 3):
+                expected = np.zeros_like(before)
+                for row in range(4):
+                    for column in range(4):
+                        if 0 <= row + down < 4 and 0 <= column + right < 4:
+                            expected[row, column] = before[row + down, column + right]
+                if (expected == after).all():
+                    fits.append((down, right))
+        assert len(fits) == 1
+        places.add(fits[0])
+    assert len(places) > 10
+    options = ImageTraining(steps=1, batch=40, rate=0.1, shift=2)
+    first, again, later = (ImageBatches(random_set(40), options, 1, 0, 1)(step)["images"] for step in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, later)
 
 
 def test_the_loss_is_the_mean_of_the_members_cross_entropies_and_vectors_have_a_rate_and_no_decay():
@@ -133,8 +159,9 @@ def test_the_loss_is_the_mean_of_the_members_cross_entropies_and_vectors_have_a_
     method = ImageMethod(label="", variant="batch_ensemble", members=2)
     torch.manual_seed(0)
     model = build_vit(shape, method, 1, None, 3)
-    module = ImageModule(model, method, ImageTraining(steps=4, batch=4, rate=0.01, ensemble_rate=5, head_rate=2, weight_decay=0.1), 0)
-    batch = ImageBatches(random_set(8), 4, 0, 0, 1)(0)
+    options = ImageTraining(steps=4, batch=4, rate=0.01, ensemble_rate=5, head_rate=2, weight_decay=0.1)
+    module = ImageModule(model, method, options, 0)
+    batch = ImageBatches(random_set(8), options, 0, 0, 1)(0)
     loss = module.training_step(batch, 0)
     logits_BMC = model(batch["images"])[0]
     expected = torch.stack([torch.nn.functional.cross_entropy(logits_BMC[:, member], batch["labels"]) for member in range(2)]).mean()
