@@ -26,13 +26,10 @@ ENSEMBLES = ("batch_ensemble", "mimo", "mc_dropout")
 
 
 class ImageData(Config):
-    """The images of a profile: ``data/images/<profile>.yaml``."""
+    """Which of the built-in images (``moebench/data/images.py``) a profile uses: ``data/images/<profile>.yaml``."""
 
-    source: Literal["builtin", "files"]
     seed: int = 0
     """Draws the splits of the built-in images, and the corruptions."""
-    sets: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """Source ``files``: set → how its file is read (``format`` and what that format needs), below the folder of benchmark files."""
     max_train: Positive | None = None
     max_test: Positive | None = None
     """At most this many images of a training / test set, the first ones; none: all."""
@@ -41,12 +38,6 @@ class ImageData(Config):
     corruptions: tuple[str, ...] | None = None
     """Which of the seeded corruptions; none: all."""
     severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = (1, 2, 3, 4, 5)
-
-    @model_validator(mode="after")
-    def _sets_belong_to_files(self) -> ImageData:
-        if bool(self.sets) != (self.source == "files"):
-            raise ValueError(f"sets is {'required' if self.source == 'files' else 'not an option'} for source {self.source!r}")
-        return self
 
 
 class Vision(Config):

@@ -42,7 +42,7 @@ def images(root: Path, profile: str) -> None:
     about = {
         name: {"images": len(each), "shape": list(each.images.shape[1:]), "classes": list(each.classes)} for name, each in sets.items()
     }
-    write_json(folder / "manifest.json", {"profile": profile, "source": data.source, "revision": built.revision(sets), "sets": about})
+    write_json(folder / "manifest.json", {"profile": profile, "source": "builtin", "revision": built.revision(sets), "sets": about})
 
 
 def read_set(folder: Path, name: str) -> ImageSet:

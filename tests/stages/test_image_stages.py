@@ -40,7 +40,7 @@ def tiny(tmp_path_factory):
     path.write_text(yaml.safe_dump(setting))
     dropout = root / "experiments/e3/methods/mc_dropout.yaml"
     dropout.write_text(yaml.safe_dump(yaml.safe_load(dropout.read_text()) | {"members": 3}))
-    data = {"source": "builtin", "max_train": 240, "max_test": 30, "max_corrupted": 20, "corruptions": ["contrast"], "severities": [2]}
+    data = {"max_train": 240, "max_test": 30, "max_corrupted": 20, "corruptions": ["contrast"], "severities": [2]}
     (root / "data/images/smoke.yaml").write_text(yaml.safe_dump(data))
     select(root, "smoke")
     plan(root, "smoke")
