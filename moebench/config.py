@@ -491,6 +491,19 @@ def part(folder: Literal["routers", "layers"], name: str) -> Part:
     return Part(create_model(f"{name} options", __config__=ConfigDict(extra="forbid", frozen=True), **fields), losses)
 
 
+def method_file(root: Path, paper: str, name: str) -> Path:
+    """Return the file of a method.
+
+    Raises:
+        MoebenchError: there is none; the message lists the names and the nearest one.
+    """
+    path = root / "experiments" / paper / "methods" / f"{name}.yaml"
+    if not path.is_file():
+        names = sorted(other.stem for other in path.parent.glob("*.yaml"))
+        raise MoebenchError(f"unknown method {name!r} of paper {paper!r}{nearest(name, names)}; methods are: {', '.join(names)}")
+    return path
+
+
 def method(root: Path, paper: str, name: str, profile: str | None = None) -> Method:
     """Load one method and check it against its router or layer.
 
@@ -503,10 +516,7 @@ def method(root: Path, paper: str, name: str, profile: str | None = None) -> Met
     Raises:
         MoebenchError: no such method, or its file does not validate.
     """
-    path = root / "experiments" / paper / "methods" / f"{name}.yaml"
-    if not path.is_file():
-        names = sorted(other.stem for other in path.parent.glob("*.yaml"))
-        raise MoebenchError(f"unknown method {name!r} of paper {paper!r}{nearest(name, names)}; methods are: {', '.join(names)}")
+    path = method_file(root, paper, name)
     value = load(path, Method)
     for key, given, allowed in (("layer", value.layer, layers()), ("router", value.router, [None, *routers()])):
         if given not in allowed:

@@ -14,7 +14,21 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from moebench.config import Config, Count, Optimisation, Positive, Rate, Share, check_losses, complaint, load, part
+from moebench.config import (
+    PROFILES,
+    Config,
+    Count,
+    Optimisation,
+    Positive,
+    Rate,
+    Share,
+    check_losses,
+    complaint,
+    load,
+    method_file,
+    part,
+    read_yaml,
+)
 from moebench.errors import MoebenchError, nearest
 
 UPSTREAM, DOWNSTREAM = "upstream", "downstream"
@@ -154,8 +168,6 @@ class ImageMethod(Config):
 
 def of_images(root: Path, paper: str) -> bool:
     """Whether a paper is about images: whether its profiles have the key ``vision``."""
-    from moebench.config import PROFILES, read_yaml
-
     files = [root / "experiments" / paper / "profiles" / f"{profile}.yaml" for profile in PROFILES]
     return any(file.is_file() and "vision" in read_yaml(file) for file in files)
 
@@ -193,10 +205,7 @@ def method(root: Path, paper: str, name: str, profile: str | None = None) -> Ima
     Raises:
         MoebenchError: no such method, or its file does not validate.
     """
-    path = root / "experiments" / paper / "methods" / f"{name}.yaml"
-    if not path.is_file():
-        names = sorted(other.stem for other in path.parent.glob("*.yaml"))
-        raise MoebenchError(f"unknown method {name!r} of paper {paper!r}{nearest(name, names)}; methods are: {', '.join(names)}")
+    path = method_file(root, paper, name)
     value = load(path, ImageMethod)
     if value.router is None:
         return value
