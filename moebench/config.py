@@ -117,9 +117,10 @@ class Data(Config):
     corpus: Corpus | None = None
     """Shape of the pre-training rows; none: no pre-training corpus is prepared."""
     tokens: Tokens
-    max_train: Positive | None = None
-    max_test: Positive | None = None
-    """At most this many training / test examples (the first ones of the file); none: all."""
+    max_train: Positive | dict[str, Positive] | None = None
+    """At most so many training examples, drawn from the whole file: of every training set, or by its name; none, or not named: all."""
+    max_test: Positive | dict[str, Positive] | None = None
+    """The same of validation and test examples in each language, by task; of validation sets the largest of their tasks."""
 
     @model_validator(mode="after")
     def _options_fit_the_source(self) -> Data:
@@ -132,7 +133,22 @@ class Data(Config):
                 raise ValueError(f"{name} belongs to source 'files'; the sets of source 'hub' stand in data/sources.yaml")
         if self.tokens.source == "trained" and self.corpus is None:
             raise ValueError("a trained tokenizer needs the section 'corpus'")
+        for key in ("max_train", "max_test"):
+            for name in given if isinstance(given := getattr(self, key), dict) else ():
+                names = sorted({one.train for one in tasks(self)}) if key == "max_train" else self.tasks
+                if name not in names:
+                    raise ValueError(f"{key} names {name!r}{nearest(name, names)}; should be one of {', '.join(names)}")
         return self
+
+    def most_train(self, training_set: str) -> int | None:
+        """At most so many examples of a training set; none: all."""
+        return self.max_train.get(training_set) if isinstance(self.max_train, dict) else self.max_train
+
+    def most_test(self, *names: str) -> int | None:
+        """At most so many test examples of a task, or of the largest of several; none: all."""
+        if not isinstance(self.max_test, dict):
+            return self.max_test
+        return max((self.max_test[name] for name in names), default=None) if all(name in self.max_test for name in names) else None
 
 
 # --------------------------------------------------------------------------------------------------------------- model
@@ -188,7 +204,9 @@ class Optimisation(Config):
     sparse_rate: Rate = 1.0
     """Factor on the learning rate of the sparse layer."""
     freeze_embedding: bool = False
-    """Whether the word embedding stays as it is."""
+    """Whether the word embedding stays as it is, where the weights are pretrained."""
+    freeze_blocks: Count = 0
+    """How many of the lower blocks stay as they are, and with them all embeddings, where the weights are pretrained."""
     checkpoint_every: Positive = 1000
     """Steps between resumable checkpoints."""
 

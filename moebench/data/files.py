@@ -13,6 +13,7 @@ from moebench.catalogue import TASKS, Task
 from moebench.config import Data, tasks
 from moebench.data import formats
 from moebench.data.formats import LabelsStripped, Row
+from moebench.data.sampling import sampled
 from moebench.errors import MoebenchError, nearest
 from moebench.files import sha256
 
@@ -138,7 +139,7 @@ class FilesSource:
     The languages are those whose files are there. A language's test set is the first of its ``test`` files that carries labels, and where
     none does its ``dev`` file (XTREME's script strips the labels of the test files). The validation set is the English ``dev`` file, or
     every 10th group of the training set where that file is a test set or does not exist; a group is all rows with the same premise,
-    sentence or context. ``max_train`` and ``max_test`` keep the first rows; ``max_test`` holds for the validation set as well.
+    sentence or context. ``max_train`` and ``max_test`` draw rows (`moebench.data.sampling`); ``max_test`` holds for the validation set as well.
 
     Task files are held in memory, those of one training set at a time; corpus files are streamed.
     """
@@ -466,7 +467,7 @@ class FilesSource:
         each = self._task_of(training_set)
         whole = self._validation_part(training_set) is not None
         rows = self._read(each, self._training[training_set]) if whole else self._split(training_set)["train"]
-        return rows[: self.data.max_train]
+        return list(sampled(rows, self.data.most_train(training_set), training_set))
 
     def validation(self, training_set: str) -> list[Row]:
         """English validation rows of a training set; never test rows.
@@ -476,7 +477,7 @@ class FilesSource:
         """
         part = self._validation_part(training_set)
         rows = self._read(self._task_of(training_set), part) if part else self._split(training_set)["validation"]
-        return rows[: self.data.max_test]
+        return list(sampled(rows, self.data.most_test(*(one.name for one in self._tasks if one.train == training_set)), training_set))
 
     def test(self, task: str) -> dict[str, list[Row]]:
         """Language → test rows; for MLQA ``<context language>-<question language>``, or the one language where they agree.
@@ -485,10 +486,12 @@ class FilesSource:
             MoebenchError: not a configured task, a bad file, or labels that are stripped without a file to stand in.
         """
         for each in self._tasks:
-            if each.name == task and task in self.data.test_from_train:
-                return {language: self._split(each.train)["test"][: self.data.max_test] for language in self._candidates[task]}
             if each.name == task:
-                return {language: self._read(each, part)[: self.data.max_test] for language, part in self._chosen(each).items()}
+                if task in self.data.test_from_train:
+                    sets = {language: self._split(each.train)["test"] for language in self._candidates[task]}
+                else:
+                    sets = {language: self._read(each, part) for language, part in self._chosen(each).items()}
+                return {language: list(sampled(rows, self.data.most_test(task), task)) for language, rows in sets.items()}
         raise MoebenchError(f"task {task!r} is not configured{nearest(task, self.data.tasks)}; tasks are: {', '.join(self.data.tasks)}")
 
     # ------------------------------------------------------------------------------------------------------------- corpus

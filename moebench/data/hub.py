@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from moebench.config import Config, Data, load, tasks
 from moebench.data import formats
 from moebench.data.files import HELD_OUT, HELD_OUT_DOCUMENTS
 from moebench.data.formats import Groups, Row
+from moebench.data.sampling import sampled
 from moebench.errors import MoebenchError, nearest
 from moebench.files import sha256
 
@@ -334,7 +334,7 @@ class HubSource:
         each, split, validation = self._training(training_set)
         whole = Rows(lambda: self._rows(each, split, self.pivot))
         kept = whole if validation else Rows(lambda: _part(whole, held=False))
-        return Rows(lambda: islice(kept, self.data.max_train))
+        return Rows(lambda: sampled(kept, self.data.most_train(training_set), training_set))
 
     def validation(self, training_set: str) -> Iterable[Row]:
         """English validation rows of a training set; never test rows.
@@ -344,7 +344,9 @@ class HubSource:
         """
         each, split, validation = self._training(training_set)
         rows = Rows(lambda: self._rows(each, validation or split, self.pivot))
-        return Rows(lambda: islice(rows if validation else _part(rows, held=True), self.data.max_test))
+        kept = rows if validation else Rows(lambda: _part(rows, held=True))
+        limit = self.data.most_test(*(one.name for one in self._tasks if one.train == training_set))
+        return Rows(lambda: sampled(kept, limit, training_set))
 
     def test(self, task: str) -> dict[str, Iterable[Row]]:
         """Language → test rows; for MLQA ``<context language>-<question language>``, or the one language where they agree.
@@ -369,7 +371,8 @@ class HubSource:
         return iter(())
 
     def _tested(self, each: Task, split: Split, language: str) -> Rows:
-        return Rows(lambda: islice(self._rows(each, split, language), self.data.max_test))
+        rows = Rows(lambda: self._rows(each, split, language))
+        return Rows(lambda: sampled(rows, self.data.most_test(each.name), each.name))
 
     def _records(self, split: Split) -> Iterator[dict[str, Any]]:
         """Records of a split under our names for the columns, label numbers as names."""

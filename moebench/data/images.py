@@ -33,7 +33,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.resources
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -42,6 +41,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from moebench.data.sampling import permutation
 from moebench.errors import MoebenchError
 
 SIDE = 28
@@ -136,7 +136,7 @@ def _upstream(seed: int) -> dict[str, ImageSet]:
     parts: dict[str, list[np.ndarray]] = {split: [] for split in BLOCKS}
     for name in UPSTREAM:
         blocks = _patches(_photograph(name), BLOCK, BLOCK)
-        blocks = blocks[_order(seed, f"upstream {name}", len(blocks))]
+        blocks = blocks[permutation(seed, f"upstream {name}", len(blocks))]
         start = 0
         for split, count in BLOCKS.items():
             stride = STRIDE if split == "train" else SIDE
@@ -151,7 +151,7 @@ def _downstream(seed: int) -> dict[str, ImageSet]:
     parts: dict[str, list[np.ndarray]] = {split: [] for split in DIGITS}
     for digit in KNOWN:
         mine = images[labels == digit]
-        mine = mine[_order(seed, f"downstream {digit}", len(mine))]
+        mine = mine[permutation(seed, f"downstream {digit}", len(mine))]
         start = 0
         for split, count in DIGITS.items():
             parts[split].append(mine[start : start + count])
@@ -179,14 +179,8 @@ def _shifted(seed: int) -> dict[str, ImageSet]:
 def _shuffled(seed: int, name: str, parts: list[np.ndarray], classes: tuple[str, ...], size: int | None = None) -> ImageSet:
     """The images (n, H, W) of each class, mixed; ``size`` of them, or all."""
     labels = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-    order = _order(seed, name, len(labels))[:size]
+    order = permutation(seed, name, len(labels))[:size]
     return ImageSet(np.concatenate(parts)[order, :, :, None], labels[order].astype(np.int64), classes)
-
-
-def _order(seed: int, name: str, count: int) -> np.ndarray:
-    """A permutation. Not `numpy.random.Generator.permutation`, which may change between releases; PCG64's raw output may not."""
-    raw = np.random.PCG64(np.random.SeedSequence([seed, zlib.crc32(name.encode())])).random_raw(count)
-    return np.argsort(raw, kind="stable")
 
 
 # ------------------------------------------------------------------------------------------------------------ the sources

@@ -99,6 +99,15 @@ class Encoder(nn.Module):
                 nn.init.zeros_(module.bias)
         self.sparse = sparse
 
+    def freeze(self, embedding: bool, blocks: int) -> None:
+        """Keep the word embedding as it is, or all embeddings and the lower ``blocks``: no gradient is computed below them."""
+        self.embedding.requires_grad_(not embedding)
+        if blocks:
+            embeddings = (self.embedding, self.positions, self.types, self.bias, None if self.blocks[0].pre else self.norm)
+            for module in (*embeddings, *self.blocks[:blocks]):
+                if module is not None:
+                    module.requires_grad_(False)
+
     def forward(self, ids_BS: Tensor, mask_BS: Tensor) -> tuple[Tensor, Aux | None]:
         """Encode.
 

@@ -48,6 +48,8 @@ def finetune(root: Path, profile: str, paper: str, method: str, training_set: st
         torch.manual_seed(seed)
         encoder = build_encoder(config.Encoder.model_validate(plan["encoder"]), sparse, plan["method"], embedding_rows(start))
         load_weights(encoder, start)
+        if plan["method"]["pretrained"]:
+            encoder.freeze(optimisation.freeze_embedding, optimisation.freeze_blocks)
         freeze = plan["method"]["freeze_in_finetuning"]
         torch.manual_seed(seed)
         losses, consistency = plan["method"]["losses"], plan["method"]["consistency"]

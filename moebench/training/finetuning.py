@@ -57,7 +57,6 @@ class FinetuningModule(Training):
     ):
         super().__init__(optimisation, losses, consistency, seed)
         self.encoder = encoder
-        encoder.embedding.requires_grad_(not optimisation.freeze_embedding)
         self.task = task
         width = encoder.shape.width
         self.head: nn.Module

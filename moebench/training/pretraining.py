@@ -132,7 +132,7 @@ class PretrainingModule(Training):
     def __init__(self, encoder: Encoder, optimisation: Pretraining, losses: Mapping[str, float], consistency: float, seed: int):
         super().__init__(optimisation, losses, consistency, seed)
         self.encoder = encoder
-        encoder.embedding.requires_grad_(not optimisation.freeze_embedding)
+        encoder.freeze(optimisation.freeze_embedding, optimisation.freeze_blocks)
         self.head = MaskedLMHead(encoder.shape.width, encoder.embedding.num_embeddings, encoder.shape.epsilon)
 
     def outputs(self, batch: Batch) -> tuple[Tensor, Tensor, list[Aux]]:

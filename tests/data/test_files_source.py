@@ -109,11 +109,30 @@ def test_both_layouts(tmp_path, below):
     assert [row["words"][0] for row in files.validation("udpos")] == ["a0", "a10"]
 
 
-def test_limits_keep_the_first_rows(xnli):
+def test_limits_draw_rows_in_their_order_and_the_same_of_translations(xnli):
     whole, cut = source(xnli, "xnli"), source(xnli, "xnli", max_train=7, max_test=4)
-    assert cut.train("xnli") == whole.train("xnli")[:7]
-    assert cut.validation("xnli") == whole.validation("xnli")[:4]
-    assert cut.test("xnli") == {language: rows[:4] for language, rows in whole.test("xnli").items()}
+    for few, all_rows, limit in (
+        (cut.train("xnli"), whole.train("xnli"), 7),
+        (cut.validation("xnli"), whole.validation("xnli"), 4),
+        *((rows, whole.test("xnli")[language], 4) for language, rows in cut.test("xnli").items()),
+    ):
+        places = [all_rows.index(row) for row in few]
+        assert len(places) == limit
+        assert places == sorted(set(places))
+    drawn: dict[int, set] = {}
+    for language, rows in cut.test("xnli").items():
+        every = whole.test("xnli")[language]
+        drawn.setdefault(len(every), set()).add(tuple(every.index(row) for row in rows))
+    assert all(len(places) == 1 for places in drawn.values())
+
+
+def test_limits_may_be_given_by_name_and_wrong_names_are_refused(xnli):
+    cut = source(xnli, "xnli", max_train={"xnli": 5}, max_test={"xnli": 2})
+    assert (len(cut.train("xnli")), len(cut.validation("xnli")), {len(rows) for rows in cut.test("xnli").values()}) == (5, 2, {2})
+    whole = source(xnli, "xnli")
+    assert source(xnli, "xnli", max_train={}, max_test={}).train("xnli") == whole.train("xnli")
+    with pytest.raises(ValueError, match=r"max_test names 'xnly' \(did you mean 'xnli'\?\); should be one of xnli"):
+        source(xnli, "xnli", max_test={"xnly": 2})
 
 
 def test_named_languages_alone_take_part_and_unknown_ones_are_refused(xnli):

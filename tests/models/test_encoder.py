@@ -169,3 +169,25 @@ def test_published_sizes_on_the_meta_device(project):
     assert sizes["dense"][0] == pytest.approx(278.3e6, abs=0.05e6)
     assert sizes["xmoe_softmax"][0] == pytest.approx(731.8e6, abs=0.05e6)
     assert sizes["xmoe_softmax"][1] - sizes["dense"][1] == pytest.approx(14.2e6, abs=0.05e6)
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize("positions", ["learned", "relative"])
+def test_a_frozen_lower_part_gets_no_gradient_and_the_rest_gets_what_it_got(norm, positions):
+    torch.manual_seed(0)
+    encoder = Encoder(shape(layers=4, norm=norm, positions=positions, token_types=2), 50)
+
+    def gradients():
+        encoder.zero_grad()
+        encoder(*inputs())[0].square().mean().backward()
+        return {name: parameter.grad for name, parameter in encoder.named_parameters() if parameter.grad is not None}
+
+    whole = gradients()
+    encoder.freeze(embedding=False, blocks=2)
+    part = gradients()
+    above = ("blocks.2", "blocks.3") + (("norm",) if norm == "pre" else ())
+    assert set(part) == {name for name in whole if name.startswith(above)}
+    for name in part:  # attention without a learned bias takes another path: equal up to rounding
+        torch.testing.assert_close(part[name], whole[name])
+    encoder.freeze(embedding=True, blocks=0)
+    assert not encoder.embedding.weight.requires_grad

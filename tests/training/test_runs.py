@@ -11,6 +11,7 @@ from moebench import config
 from moebench.errors import MoebenchError
 from moebench.models.build import build_encoder
 from moebench.models.flops import flops_per_token
+from moebench.training import trainer as trainer_module
 from moebench.training.module import symmetric_divergence
 from moebench.training.pretraining import MaskedLMBatches, PretrainingModule, mask_tokens, validate
 from moebench.training.trainer import close_run, fit, make_trainer, open_run
@@ -168,3 +169,12 @@ def test_a_damaged_corpus_is_named(corpus, content):
     path.write_bytes(path.read_bytes()[:60] if content else b"")
     with pytest.raises(MoebenchError, match=r"train\.npy"):
         MaskedLMBatches(corpus, TOKENIZER, optimisation(), seed=0)
+
+
+def test_bf16_is_refused_where_the_processor_cannot_multiply_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(trainer_module, "bf16_is_fast", lambda: False)
+    with pytest.raises(MoebenchError, match="precision: bf16, but .* has no instructions for it.*use fp32"):
+        make_trainer(tmp_path, 1, 1, SCALE | {"precision": "bf16"})
+    monkeypatch.setattr(trainer_module, "bf16_is_fast", lambda: True)
+    assert make_trainer(tmp_path, 1, 1, SCALE | {"precision": "bf16"})[0].precision == "bf16-mixed"
