@@ -13,8 +13,10 @@ Some = TypeVar("Some")
 
 
 def permutation(seed: int, name: str, count: int) -> np.ndarray:
-    """A permutation of ``count`` places. Not `numpy.random.Generator.permutation`, which may change between releases; PCG64's raw output
-    may not."""
+    """A permutation of ``count`` places.
+
+    Not `numpy.random.Generator.permutation`, which may change between releases; PCG64's raw output may not.
+    """
     raw = np.random.PCG64(np.random.SeedSequence([seed, zlib.crc32(name.encode())])).random_raw(count)
     return np.argsort(raw, kind="stable")
 

@@ -174,7 +174,7 @@ def test_a_damaged_corpus_is_named(corpus, content):
 def test_bf16_is_refused_where_the_processor_cannot_multiply_it(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(trainer_module, "bf16_is_fast", lambda: False)
-    with pytest.raises(MoebenchError, match="precision: bf16, but .* has no instructions for it.*use fp32"):
+    with pytest.raises(MoebenchError, match=r"precision: bf16, but .* has no instructions for it.*use fp32"):
         make_trainer(tmp_path, 1, 1, SCALE | {"precision": "bf16"})
     monkeypatch.setattr(trainer_module, "bf16_is_fast", lambda: True)
     assert make_trainer(tmp_path, 1, 1, SCALE | {"precision": "bf16"})[0].precision == "bf16-mixed"
