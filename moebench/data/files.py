@@ -139,7 +139,7 @@ class FilesSource:
     The languages are those whose files are there. A language's test set is the first of its ``test`` files that carries labels, and where
     none does its ``dev`` file (XTREME's script strips the labels of the test files). The validation set is the English ``dev`` file, or
     every 10th group of the training set where that file is a test set or does not exist; a group is all rows with the same premise,
-    sentence or context. ``max_train`` and ``max_test`` draw rows (`moebench.data.sampling`); ``max_test`` holds for the validation set as well.
+    sentence or context. ``max_train`` and ``max_test`` draw rows (`moebench.data.sampling`); ``max_test`` holds for validation too.
 
     Task files are held in memory, those of one training set at a time; corpus files are streamed.
     """
