@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 from scipy import io
 
-from moebench.data.images import ImageSet
+from moebench.data.images import Images, ImageSet
 from moebench.errors import MoebenchError, nearest
 
 CIFAR_SIDE = 32
@@ -75,6 +75,35 @@ class Pictures:
             raise MoebenchError(f"{path}: cannot be decoded as a picture ({error}); put the original file in its place") from error
         left, top = (size[0] - side) // 2, (size[1] - side) // 2
         return np.array(resized.crop((left, top, left + side, top + side)))
+
+
+class Resized:
+    """Square images (N, H, H, 3) as images (N, S, S, 3) uint8, resized when asked for, as `Pictures` are."""
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, images: Images, side: int) -> None:
+        self.images = images
+        self.shape = (len(images), side, side, 3)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: Any, /) -> np.ndarray:
+        """(S, S, 3) of an integer, (n, S, S, 3) of a slice or an array."""
+        chosen = np.asarray(self.images[index])
+        many = chosen.reshape(-1, *chosen.shape[-3:])
+        resized = np.empty((len(many), *self.shape[1:]), np.uint8)
+        for new, old in zip(resized, many, strict=True):
+            new[:] = np.asarray(Image.fromarray(old).resize(self.shape[1:3], Image.Resampling.BILINEAR))
+        return resized.reshape(*chosen.shape[:-3], *self.shape[1:])
+
+
+def part(whole: ImageSet, places: np.ndarray) -> ImageSet:
+    """The images of a set at ``places``; pictures in folders stay undecoded."""
+    images = whole.images
+    chosen = Pictures([images.paths[place] for place in places], images.shape[1]) if isinstance(images, Pictures) else images[places]
+    return ImageSet(chosen, whole.labels[places], whole.classes)
 
 
 # ----------------------------------------------------------------------------------------------------------- whole arrays

@@ -33,7 +33,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.resources
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -59,6 +59,8 @@ PHOTOGRAPHS = ("cell", "chelsea", "clock_motion", "coins", "motorcycle_left")
 WRITING = ("page", "text")
 WRITING_STRIDE = 11
 """Step between windows on `WRITING`: the largest that leaves as many windows as downstream has test images."""
+AT_ONCE = 512
+"""Images that are in memory together where a set may be larger than it."""
 RESAMPLED = 20
 """Side to which the 8 x 8 digits are resampled; the rest is border, as in MNIST."""
 
@@ -119,13 +121,14 @@ def built_in(seed: int = 0) -> dict[str, ImageSet]:
     return {**_upstream(seed), **_downstream(seed), **_shifted(seed)}
 
 
-def revision(sets: Mapping[str, ImageSet]) -> str:
+def revision(sets: Iterable[tuple[str, ImageSet]]) -> str:
     """Return ``images-`` and twelve hexadecimal digits of a SHA-256 over every name, class, shape, label and pixel of ``sets``."""
     digest = hashlib.sha256()
-    for name, each in sets.items():
+    for name, each in sets:
         digest.update(repr((name, each.classes, each.images.shape)).encode())
         digest.update(each.labels.astype("<i8").tobytes())
-        digest.update(np.ascontiguousarray(each.images[:]).tobytes())
+        for begin in range(0, len(each), AT_ONCE):
+            digest.update(np.ascontiguousarray(each.images[begin : begin + AT_ONCE]).tobytes())
     return f"images-{digest.hexdigest()[:12]}"
 
 

@@ -69,8 +69,7 @@ def shared(root: Path, profile: str) -> dict[str, dict[str, Any]]:
     code = fingerprint(["moebench.stages.prepare"], without=OTHER_SOURCE[data.source])
     pictures = {}
     if (root / "data" / "images" / f"{profile}.yaml").is_file():
-        what = config_images.data(root, profile).model_dump(mode="json")
-        pictures["images"] = {"config": what, "fingerprint": fingerprint(["moebench.stages.images"])}
+        pictures["images"] = plan_images.prepared(root, profile)
     return pictures | {
         "prepare": {"config": prepare, "fingerprint": code},
         "baselines": {"config": {"catalogue": _facts(data.tasks)}, "fingerprint": fingerprint(["moebench.stages.baselines"])},

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
 from pathlib import Path
 from typing import Any
 
-from moebench import config_images
+from moebench import config, config_images
 from moebench.config_images import DOWNSTREAM, ImageMethod, ImageSetting
 from moebench.errors import MoebenchError, nearest
 from moebench.stages.fingerprint import fingerprint
@@ -16,6 +17,8 @@ from moebench.stages.fingerprint import fingerprint
 SCALE = {"precision", "threads", "devices", "nodes", "experts", "last"}
 NOT_PRETRAINING = {"label", "published", "of", "pretrain_as", "draw"}
 NOT_FINETUNING = {"label", "published", "of"}
+ORIGINALS = ["moebench.data.image_benchmarks", "moebench.data.image_files"]
+"""Modules of source ``files``; training reads what was prepared."""
 
 
 def check(root: Path, profile: str, paper: str) -> None:
@@ -31,6 +34,7 @@ def check(root: Path, profile: str, paper: str) -> None:
         raise MoebenchError(
             f"{path}: key 'baseline' names {setting.baseline!r}{nearest(setting.baseline, names)}; methods are: {', '.join(names)}"
         )
+    _check_side(root, profile, paper, setting)
     for name in names:
         path, method = home / "methods" / f"{name}.yaml", config_images.method(root, paper, name, profile)
         if not re.fullmatch(r"[A-Za-z0-9_]+", name):
@@ -43,6 +47,20 @@ def check(root: Path, profile: str, paper: str) -> None:
             raise MoebenchError(f"{path}: members {method.members} do not divide the {setting.experts} experts of profile {profile!r}")
         if method.pretrain_as is not None:
             _check_start(path, method, config_images.method(root, paper, method.pretrain_as))
+
+
+def _check_side(root: Path, profile: str, paper: str, setting: ImageSetting) -> None:
+    """The transformer should have the side of the images; that of built-in ones shows when they are read."""
+    path = root / "data" / "images" / f"{profile}.yaml"
+    files = config_images.data(root, profile).files if path.is_file() else None
+    if files is None:
+        return
+    given = {"vision.image": setting.vision.image, "finetune_side": setting.finetune_side or setting.vision.image}
+    prepared = {"vision.image": files.upstream_side or files.side, "finetune_side": files.side, "vision.channels": 3}
+    for key, value in prepared.items():
+        if (mine := given.get(key, setting.vision.channels)) != value:
+            home = root / "experiments" / paper / "profiles" / f"{profile}.yaml"
+            raise MoebenchError(f"{home}: key {key!r} has the value {mine}; the images that {path} prepares have {value}")
 
 
 def _check_start(path: Path, method: ImageMethod, start: ImageMethod) -> None:
@@ -76,6 +94,20 @@ def stages(root: Path, profile: str, paper: str) -> dict[str, Any]:
     return {"profile": profile, "profiles": [profile], "pretrain": pretrain, "finetune": finetune}
 
 
+def prepared(root: Path, profile: str) -> dict[str, Any]:
+    """Plan of the prepared images. Original files that are not there are stage ``images``'s error: papers on texts run without them."""
+    data = config_images.data(root, profile)
+    what = data.model_dump(mode="json")
+    if data.files is not None:
+        from moebench.data.image_benchmarks import listing
+
+        with contextlib.suppress(MoebenchError):  # no folder is given
+            folder = config.benchmark_folder(root)
+            what["listings"] = {name: listing(folder / where) for name, where in sorted(data.files.folders.items())}
+    code = fingerprint(["moebench.stages.images"], without=() if data.files else ORIGINALS)
+    return {"config": what, "fingerprint": code}
+
+
 def of_paper(root: Path, profile: str, paper: str) -> dict[str, dict[str, Any]]:
     """Plan of a paper: one entry a method in pre-training and in fine-tuning, and those of evaluation and tables."""
     setting, methods = config_images.setting(root, paper, profile), trained(root, profile, paper)
@@ -86,6 +118,7 @@ def of_paper(root: Path, profile: str, paper: str) -> dict[str, dict[str, Any]]:
         planned[f"pretrain/{name}"] = {"config": what, "fingerprint": _code("pretrain_images", method)}
     for name, method in methods.items():
         what = _model(setting, method, NOT_FINETUNING) | {"finetune": setting.finetune.model_dump(mode="json")}
+        what["vision"]["image"] = setting.finetune_side or what["vision"]["image"]
         planned[f"finetune/{name}-{DOWNSTREAM}"] = {"config": what, "fingerprint": _code("finetune_images", method)}
     every = {name: config_images.method(root, paper, name, profile) for name in config_images.method_names(root, paper, profile)}
     runs = {name: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest() for name, value in planned.items()}
@@ -93,7 +126,7 @@ def of_paper(root: Path, profile: str, paper: str) -> dict[str, dict[str, Any]]:
         "setting": setting.model_dump(mode="json"),
         "methods": {name: method.model_dump(mode="json") for name, method in every.items()},
     }
-    evaluated = {"runs": runs, "seeds": setting.seeds, "shots": setting.shots, "draws": setting.draws}
+    evaluated = {"runs": runs, "seeds": setting.seeds, "shots": setting.shots, "draws": setting.draws, "shallow": setting.shallow}
     evaluated["ensembles"] = {name: method.of for name, method in every.items() if method.of}
     planned["evaluate"] = {"config": evaluated, "fingerprint": fingerprint(["moebench.stages.evaluate_images"])}
     planned["tabulate"] = {"config": shown, "fingerprint": fingerprint(["moebench.stages.tabulate_images"])}
@@ -110,4 +143,6 @@ def _model(setting: ImageSetting, method: ImageMethod, without: set[str]) -> dic
 
 def _code(stage: str, method: ImageMethod) -> str:
     """Fingerprint of a training stage; the router, imported by name at run time, is named here."""
-    return fingerprint([f"moebench.stages.{stage}", *([f"moebench.moe.routers.{method.router}"] if method.router else [])])
+    return fingerprint(
+        [f"moebench.stages.{stage}", *([f"moebench.moe.routers.{method.router}"] if method.router else [])], without=ORIGINALS
+    )

@@ -29,7 +29,7 @@ PREDICTED_AT_ONCE = 250
 
 def pixels(images: np.ndarray) -> Tensor:
     """Images (N, H, W, C) uint8 as (N, C, H, W) floats in -1..1."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1
+    return torch.tensor(images).permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1
 
 
 def shifted(images: np.ndarray, reach: int, generator: np.random.Generator) -> np.ndarray:

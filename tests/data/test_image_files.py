@@ -6,40 +6,24 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy import io
+from tiny_originals import pixels, write_cifar, write_picture
 
 from moebench.data.image_files import (
     Pictures,
+    Resized,
     cifar10,
     cifar100,
     cifar_corrupted,
     class_folders,
     dtd,
     imagenet_corrupted,
+    part,
     places365,
     svhn,
 )
 from moebench.errors import MoebenchError
 
 NAMES = ("airplane", "automobile", "bird")
-
-
-def pixels(*shape, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
-
-
-def write_cifar(path, labels, images):
-    """Byte by byte: the labels, then the red, the green and the blue plane, row by row."""
-    with open(path, "wb") as handle:
-        for label, image in zip(labels, images, strict=True):
-            handle.write(bytes(label))
-            for channel in range(3):
-                for row in range(32):
-                    handle.write(bytes(image[row, :, channel].tolist()))
-
-
-def write_picture(path, size=(40, 30), colour=(200, 30, 60), mode="RGB"):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, colour).convert(mode).save(path)
 
 
 @pytest.fixture
@@ -148,6 +132,26 @@ def test_a_picture_is_resized_by_its_shorter_edge_and_cropped_to_its_middle(tmp_
         found = image[..., 1 - axis].mean(1 - axis)
         half_a_pixel = scale / 2 * 240 / (length - 1)  # where what is cut off is an odd number
         assert np.abs(found - expected)[4:-4].max() < 2 + half_a_pixel
+
+
+def test_resized_images_are_those_of_pictures(tmp_path):
+    images = pixels(3, 32, 32, 3)
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / f"{number}.png")
+    pictures = Pictures([str(tmp_path / f"{number}.png") for number in range(3)], 20)
+    resized = Resized(images, 20)
+    assert (len(resized), resized.shape) == (3, (3, 20, 20, 3))
+    for index in (1, slice(1, 3), np.array([2, 0]), slice(0, 0)):
+        np.testing.assert_array_equal(resized[index], pictures[index])
+
+
+def test_a_part_of_a_set_keeps_pictures_undecoded(tmp_path):
+    for number in range(4):
+        write_picture(tmp_path / f"n{number}" / "a.png", colour=(number, number, number))
+    (tmp_path / "n1" / "a.png").write_bytes(b"no picture")
+    some = part(class_folders(tmp_path, 8), np.array([3, 2]))
+    assert isinstance(some.images, Pictures)
+    assert (some.images[:].max((1, 2, 3)).tolist(), some.labels.tolist()) == ([3, 2], [3, 2])
 
 
 def test_class_folders(tmp_path):
