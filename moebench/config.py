@@ -25,7 +25,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
-from moebench.catalogue import Task, task
+from moebench.catalogue import TASKS, Task, task
 from moebench.errors import MoebenchError, nearest
 
 PROFILES = ("smoke", "cpu", "real", "paper")
@@ -133,9 +133,8 @@ class Data(Config):
                 raise ValueError(f"{name} belongs to source 'files'; the sets of source 'hub' stand in data/sources.yaml")
         if self.tokens.source == "trained" and self.corpus is None:
             raise ValueError("a trained tokenizer needs the section 'corpus'")
-        for key in ("max_train", "max_test"):
+        for key, names in (("max_train", sorted({one.train for one in TASKS.values()})), ("max_test", sorted(TASKS))):
             for name in given if isinstance(given := getattr(self, key), dict) else ():
-                names = sorted({one.train for one in tasks(self)}) if key == "max_train" else self.tasks
                 if name not in names:
                     raise ValueError(f"{key} names {name!r}{nearest(name, names)}; should be one of {', '.join(names)}")
         return self
@@ -234,8 +233,8 @@ class Finetuning(Optimisation):
         return self
 
 
-class Routers(Config):
-    """The table of routers under the paper's protocol: methods with ``table: routers``, beside those of the main tables."""
+class Group(Config):
+    """Methods of one of the other tables, which run beside those of the main tables."""
 
     methods: tuple[str, ...] = ()
     """Which of them run."""
@@ -249,8 +248,10 @@ class Setting(Config):
     seeds: Annotated[tuple[int, ...], Field(min_length=1)]
     methods: tuple[str, ...] | None = None
     """Which methods of the main tables run; none: all."""
-    routers: Routers = Routers()
-    """What runs for the table of routers."""
+    routers: Group = Group()
+    """What runs for the table of routers under the paper's protocol."""
+    ensembles: Group = Group()
+    """Which ensembles within one model run for the table of uncertainty."""
     baseline: str
     """The method that differences are taken against."""
     initialisation: Literal["scratch", "bundled", "hub"] = "scratch"
@@ -271,6 +272,11 @@ class Setting(Config):
     notes: dict[str, str] = {}
     """Key → where its value comes from if the paper does not state it, or what else the tables should say about it."""
 
+    @property
+    def groups(self) -> dict[str, Group]:
+        """The groups, by the ``table`` of their methods."""
+        return {"routers": self.routers, "ensembles": self.ensembles}
+
     @model_validator(mode="after")
     def _checkpoint_belongs_to_hub(self) -> Setting:
         if (self.checkpoint is None) == (self.initialisation == "hub"):
@@ -289,8 +295,9 @@ class Method(Config):
     """How tables call it."""
     published: str | None = None
     """Name of its row in ``published.yaml``; none: not published."""
-    table: Literal["main", "routers"] = "main"
-    """``routers``: runs where the setting's ``routers`` names it, and is shown in the table of routers alone."""
+    table: Literal["main", "routers", "ensembles"] = "main"
+    """``routers``, ``ensembles``: runs where the setting's key of that name names it, and is shown in one table alone, that of routers or
+    that of uncertainty."""
     layer: str
     """``none``: the dense encoder, without the inserted layer; ``moe``: router and experts; or a file of ``moebench/moe/layers``."""
     router: str | None = None
@@ -310,6 +317,24 @@ class Method(Config):
     """``false``: a floor, fine-tuned from random weights."""
     pretrain_as: str | None = None
     """Name of the method whose pre-trained checkpoints this one starts from; none: its own."""
+    ensemble: Literal["mc_dropout", "batch_ensemble"] | None = None
+    """What gives the fine-tuned model several members (``moebench/ensembles``); none: it is a single model."""
+    members: Positive = 1
+    """M of an ensemble within one model; of MC dropout the number of passes."""
+    dropout: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Rate in fine-tuning and prediction of MC dropout, which needs it; the encoder's own is for all others and for pre-training."""
+
+    @model_validator(mode="after")
+    def _parts_fit_the_ensemble(self) -> Method:
+        if (self.ensemble is None) != (self.table != "ensembles"):
+            raise ValueError(f"table {self.table!r} {'needs' if self.table == 'ensembles' else 'takes no'} ensemble")
+        if (self.ensemble is None) != (self.members == 1):
+            raise ValueError(f"members {self.members}: should be {'1 without an ensemble' if self.ensemble is None else '2 or more'}")
+        if (self.dropout is None) != (self.ensemble != "mc_dropout"):
+            raise ValueError(f"dropout is {'not an option' if self.dropout else 'required'} for ensemble {self.ensemble!r}")
+        if self.ensemble and not self.pretrain_as:
+            raise ValueError("an ensemble within one model is not pre-trained: pretrain_as has to name a method with the same layer")
+        return self
 
     @model_validator(mode="after")
     def _parts_fit_the_layer(self) -> Method:
@@ -576,6 +601,11 @@ def check_losses(path: Path, given: Mapping[str, float], reported: Sequence[str]
         )
 
 
+def encoder(setting: Setting, method: Method) -> Encoder:
+    """The trunk of a method: the setting's, with the method's own rate of dropout where it has one."""
+    return setting.encoder if method.dropout is None else setting.encoder.model_copy(update={"dropout": method.dropout})
+
+
 def sparse(setting: Setting, method: Method) -> Sparse | None:
     """The inserted layer of a method: the setting's, with what the method says about experts; none for layer ``none``."""
     if method.layer == "none":
@@ -607,10 +637,11 @@ def method_names(root: Path, paper: str, profile: str) -> list[str]:
         MoebenchError: the setting names a method that does not exist, or that belongs to another table.
     """
     folder, chosen = root / "experiments" / paper / "methods", setting(root, paper, profile)
-    tables: dict[str, list[str]] = {"main": [], "routers": []}
+    tables: dict[str, list[str]] = {table: [] for table in ("main", *chosen.groups)}
     for file in sorted(folder.glob("*.yaml")):
         tables[load(file, Method).table].append(file.stem)
-    for key, table, names in (("methods", "main", chosen.methods), ("routers.methods", "routers", chosen.routers.methods)):
+    groups = [(f"{table}.methods", table, group.methods) for table, group in chosen.groups.items()]
+    for key, table, names in (("methods", "main", chosen.methods), *groups):
         for name in names or ():
             if name not in tables[table]:
                 raise MoebenchError(
@@ -618,4 +649,4 @@ def method_names(root: Path, paper: str, profile: str) -> list[str]:
                     f"{nearest(name, tables[table])}; methods with table {table!r} are: {', '.join(tables[table]) or 'none'}"
                 )
     main = tables["main"] if chosen.methods is None else chosen.methods
-    return sorted([*main, *chosen.routers.methods])
+    return sorted([*main, *(name for _, _, names in groups for name in names)])

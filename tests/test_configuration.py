@@ -43,6 +43,7 @@ def copy(tmp_path, project):
 
 
 METHOD = "experiments/xmoe/methods/xmoe_softmax.yaml"
+ENSEMBLE = "experiments/xmoe/methods/mc_dropout.yaml"
 SETTING = "experiments/xmoe/profiles/smoke.yaml"
 DATA = "data/profiles/smoke.yaml"
 MISTAKES = [
@@ -67,6 +68,26 @@ MISTAKES = [
         lambda v: v.update(options={"xmoe_softmax": {"dimm": 2}}),
         r"unknown key 'options\.xmoe_softmax\.dimm' \(did you mean 'dim'\?\)",
     ),
+    (
+        SETTING,
+        lambda v: v.update(ensembles={"training_sets": ["constructed_nre"]}),
+        r"key 'ensembles\.training_sets'.*mean 'constructed_ner'",
+    ),
+    (SETTING, lambda v: v.update(ensembles={"methods": ["switch"]}), "'switch'.*; methods with table 'ensembles' are: batch_ensemble, mc_"),
+    (SETTING, lambda v: v.update(routers={"methods": ["mc_dropout"]}), "'mc_dropout'.*; methods with table 'routers' are: "),
+    (SETTING, lambda v: v.update(methods=["mc_dropout"]), "with table 'main' are: "),
+    (ENSEMBLE, lambda v: v.update(ensemble="mc_dropuot"), "key 'ensemble' has the value 'mc_dropuot'.*'mc_dropout' or 'batch_ensemble'"),
+    (ENSEMBLE, lambda v: v.pop("ensemble"), "table 'ensembles' needs ensemble"),
+    (ENSEMBLE, lambda v: v.pop("table"), "table 'main' takes no ensemble"),
+    (ENSEMBLE, lambda v: v.pop("members"), "members 1: should be 2 or more"),
+    (METHOD, lambda v: v.update(members=2), "members 2: should be 1 without an ensemble"),
+    (ENSEMBLE, lambda v: v.pop("dropout"), "dropout is required for ensemble 'mc_dropout'"),
+    (ENSEMBLE, lambda v: v.update(dropout=0), "key 'dropout' has the value 0: .* greater than 0"),
+    (ENSEMBLE, lambda v: v.update(ensemble="batch_ensemble"), "dropout is not an option for ensemble 'batch_ensemble'"),
+    (METHOD, lambda v: v.update(dropout=0.1), "dropout is not an option for ensemble None"),
+    (ENSEMBLE, lambda v: v.pop("pretrain_as"), "pretrain_as has to name a method with the same layer"),
+    (ENSEMBLE, lambda v: v.update(pretrain_as="smoe_softmax"), "key 'layer' has the value 'none', but 'smoe_softmax' was pre-trained with"),
+    (ENSEMBLE, lambda v: v.update(pretrain_as="batch_ensemble"), "'batch_ensemble': both have to be pre-trained, that one by itself"),
     (METHOD, lambda v: v.pop("label"), "key 'label' is missing"),
     (METHOD, lambda v: v.update(pretrain_as="smoe_softmax"), "'smoe_softmax' was pre-trained with"),
     (METHOD, lambda v: v.update(pretrain_as="smoe_soft"), r"unknown method 'smoe_soft'.*did you mean 'smoe_softmax'"),

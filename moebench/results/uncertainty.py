@@ -32,16 +32,21 @@ Values = dict[tuple[str, str], dict[int, dict[str, dict[str, float]]]]
 """(stage, method) → seed → language → measure → value."""
 
 
-def table4_uncertainty(records: pd.DataFrame, expected: Expected) -> pd.DataFrame:
+def table4_uncertainty(records: pd.DataFrame, expected: Expected, tasks: tuple[str, ...] = ()) -> pd.DataFrame:
     """Judge the probabilities of the classes, in the training language and in the others: one row a task, method, shift and measure.
 
+    Args:
+        records: all records of the paper.
+        expected: with the methods of the main tables and the ensembles within one model.
+        tasks: the tasks that these ensembles are fine-tuned on.
+
     Returns:
-        Rows with `COLUMNS`, of the tasks that have such records. ``models``: 1, or of how many an ensemble is; ensembles follow the
-        methods. ``shift``: ``in_language``, the training language's test set; ``zero_shot``, the mean over the other languages;
-        ``validation``, where the temperature was fitted. ``languages``: how many. ``measure``: ``score`` is the task's own, in percent; the
-        others are those of ``docs/METRICS.md``, fractions. ``value`` is the mean over ``n_seeds`` seeds, ``sd`` their sample deviation; an
-        ensemble has a single value and no number of seeds. A seed counts only with every measure in every language that any model has;
-        ``note`` says which ones do not.
+        Rows with `COLUMNS`, of the tasks that have such records. ``models``: 1, or how many members an ensemble has, within its models and
+        over seeds; ensembles over seeds follow the methods. ``shift``: ``in_language``, the training language's test set; ``zero_shot``,
+        the mean over the other languages; ``validation``, where the temperature was fitted. ``languages``: how many. ``measure``: ``score``
+        is the task's own, in percent; the others are those of ``docs/METRICS.md``, fractions. ``value`` is the mean over ``n_seeds`` seeds,
+        ``sd`` their sample deviation; an ensemble over seeds has a single value and no number of seeds. A seed counts only with every
+        measure in every language that any model has; ``note`` says which ones do not.
     """
     rows: list[dict[str, Any]] = []
     for name in expected.tasks:
@@ -60,17 +65,22 @@ def table4_uncertainty(records: pd.DataFrame, expected: Expected) -> pd.DataFram
         }
         for stage in ("finetune", "ensemble") if len(expected.seeds) > 1 else ("finetune",):
             for method in [*expected.compared, *expected.floors]:
-                of_shift = (SCORE, *MEASURES, *(DIVERSITY if stage == "ensemble" else ()))
+                if expected.methods[method].table == "ensembles" and name not in tasks:
+                    continue
+                label, models = expected.methods[method].label, expected.methods[method].members
+                if models > 1:
+                    label += f", {models} members"
+                if stage == "ensemble":
+                    label, models = f"{label}, ensemble of {len(expected.seeds)} seeds", models * len(expected.seeds)
+                of_shift = (SCORE, *MEASURES, *(DIVERSITY if models > 1 else ()))
                 seeds = {
                     seed: found
                     for seed, found in sorted(values[stage, method].items())
                     if all(measure in found[language] for language in languages for measure in of_shift)
                 }
-                row = {"task": name, "stands_for": task.stands_for, "method": method, "label": expected.methods[method].label}
-                row |= {"models": 1, "note": _hole(expected, name, method, list(seeds))}
+                row = {"task": name, "stands_for": task.stands_for, "method": method, "label": label, "models": models}
+                row["note"] = _hole(expected, name, method, list(seeds))
                 if stage == "ensemble":
-                    count = len(expected.seeds)
-                    row |= {"label": f"{row['label']}, ensemble of {count} seeds", "models": count}
                     row["note"] = "" if seeds else "an ensemble takes the probabilities of every seed"
                 for shift, chosen in shifts.items():
                     for measure in of_shift:
@@ -101,7 +111,8 @@ def table4_blocks(table: pd.DataFrame, expected: Expected) -> list[Block]:
     rows = rows_of(table)
     if not rows:
         return [Block("", (_why_empty(expected),))]
-    blocks = [Block("", MEANING)]
+    several = any(method.members > 1 for method in expected.methods.values())
+    blocks = [Block("", (*MEANING, MEMBERS) if several else MEANING)]
     for name in dict.fromkeys(row["task"] for row in rows):
         for shift, heading in SHIFTS.items():
             mine = [row for row in rows if (row["task"], row["shift"]) == (name, shift) and row["languages"]]
@@ -114,7 +125,7 @@ def table4_blocks(table: pd.DataFrame, expected: Expected) -> list[Block]:
             lines = tuple((label, *(found[measure] for measure in SHOWN)) for label, found in cells.items())
             header = ("method", *(column for column, _ in SHOWN.values()))
             blocks.append(Block(f"{task_column(name)}, {heading}: {where}", (), header, lines))
-    holes = dict.fromkeys(f"{row['label']}, `{row['task']}`: {row['note']}" for row in rows if row["note"] and row["models"] == 1)
+    holes = dict.fromkeys(f"{row['label']}, `{row['task']}`: {row['note']}" for row in rows if row["note"] and row["n_seeds"] is not None)
     return [*blocks, *([Block("Empty or incomplete cells", (), (), (), tuple(holes))] if holes else [])]
 
 
@@ -126,9 +137,13 @@ MEANING = (
     " in tagging over words, each by itself. Down is better for NLL, ECE (15 bins of equal width) and Brier; signed ECE is best at 0, above"
     " it over-confident, below it under-confident. ECE, scaled: after temperature scaling with one temperature a model, fitted on the"
     " validation set of the training language, no other language's. On few examples ECE is too large even for a calibrated model.",
-    "An ensemble predicts the mean of the probabilities of the models of all n seeds, each pre-trained and fine-tuned by itself: a single"
-    " value, without deviation, at n times the cost of one model, in training and in use; empty where a seed lacks. Its temperature is its"
-    " own.",
+    "An ensemble of seeds predicts the mean of the probabilities of the models of all n seeds, each pre-trained and fine-tuned by itself: a"
+    " single value, without deviation, at n times the cost of one model, in training and in use; empty where a seed lacks. Its temperature"
+    " is its own.",
+)
+MEMBERS = (
+    "The members of MC dropout and BatchEnsemble are passes of one fine-tuned model, which predicts the mean of their probabilities: in use"
+    " a pass for each of them, in training too with BatchEnsemble, but with MC dropout one."
 )
 
 

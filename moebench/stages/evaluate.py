@@ -71,7 +71,8 @@ def evaluate(root: Path, profile: str, paper: str, partial: bool = False) -> Non
 
     Where the probabilities of pairs or words lie beside a run's predictions, it also gets the measures of uncertainty, as fractions. The
     stage ``ensemble``, seed 0, is the mean of the probabilities of **all** seeds of the setting, pre-trained and fine-tuned apart; it is
-    there for a method and task only where every seed is, and there are two or more.
+    there for a method and task only where every seed is, and there are two or more. Where a run is an ensemble itself, it is the mean over
+    all members of all seeds.
 
     Args:
         root: the project's root.
@@ -190,14 +191,16 @@ def _scores(
 def _uncertainty(
     task: catalogue.Task, gold: dict[str, list[dict[str, Any]]], prepared: Path, manifest: dict[str, Any], folders: list[Path]
 ) -> list[dict[str, Any]]:
-    """Judge the probabilities of a run, or the mean of those of several, which also get the ensemble's score and how they differ.
+    """Judge the probabilities of a run, or the mean of those of several, which also get the ensemble's score.
+
+    Members, those within a run and those of several runs alike, also get how they differ.
 
     The temperature is fitted on the validation set of the training language, under which it is recorded. Runs without probabilities (older
     ones, or of tasks without classes) have no such records.
     """
 
     def of_members(name: str, examples: list[dict[str, Any]]) -> np.ndarray:
-        return np.stack([uncertainty.read(folder / "predictions" / name, task, examples) for folder in folders])
+        return np.concatenate([uncertainty.read(folder / "predictions" / name, task, examples) for folder in folders])
 
     def there(name: str) -> bool:
         return all((folder / "predictions" / name).is_file() for folder in folders)
@@ -215,8 +218,9 @@ def _uncertainty(
         probs_MNC = of_members(f"{task.name}/{language}.npy", examples)
         probs_NC = probs_MNC.mean(axis=0)
         values = uncertainty.measures(probs_NC, uncertainty.labels(task, examples), temperature)
-        if len(folders) > 1:
+        if len(probs_MNC) > 1:
             values |= uncertainty.differing(probs_MNC)
+        if len(folders) > 1:
             predicted = uncertainty.predictions(task, examples, probs_NC)
             for metric, (value, n) in scoring.score(task, language, examples, predicted, "the ensemble's predictions").items():
                 rows.append({"language": language, "metric": metric, "value": value, "n": n})

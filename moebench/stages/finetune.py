@@ -50,10 +50,10 @@ def finetune(root: Path, profile: str, paper: str, method: str, training_set: st
         load_weights(encoder, start)
         if plan["method"]["pretrained"]:
             encoder.freeze(optimisation.freeze_embedding, optimisation.freeze_blocks)
-        freeze = plan["method"]["freeze_in_finetuning"]
+        freeze, ensemble, members = (plan["method"][key] for key in ("freeze_in_finetuning", "ensemble", "members"))
         torch.manual_seed(seed)
         losses, consistency = plan["method"]["losses"], plan["method"]["consistency"]
-        module = FinetuningModule(encoder, optimisation, losses, consistency, seed, kind, freeze)
+        module = FinetuningModule(encoder, optimisation, losses, consistency, seed, kind, freeze, ensemble, members)
         trainer, progress = make_trainer(folder, optimisation.steps, optimisation.checkpoint_every, plan)
         make = TaskBatches(kind, training, optimisation.batch, tokenizer.pad, seed, trainer.global_rank, trainer.world_size)
         fit(trainer, module, make, folder)
@@ -68,9 +68,9 @@ def finetune(root: Path, profile: str, paper: str, method: str, training_set: st
                         np.save(file, probabilities.astype(np.float32))
         if trainer.is_global_zero:
             write_json(folder / "measures.json", [])
-            write_json(
-                folder / "costs.json", costs(trainer, progress, costs_of(encoder, sparse, optimisation.max_length, module.rows_per_token()))
-            )
+            counts = costs_of(encoder, sparse, optimisation.max_length, module.rows_per_token())
+            counts["flops_per_token"] *= members  # each is a forward pass of its own
+            write_json(folder / "costs.json", costs(trainer, progress, counts))
             close_run(folder)
 
 

@@ -25,8 +25,8 @@ OTHER_SOURCE = {
     "hub": ["moebench.data.constructed"],
 }
 """Source → the modules of the others, which ``prepare`` imports only when asked for it."""
-NOT_PRETRAINING = {"label", "published", "table", "freeze_in_finetuning", "pretrain_as"}
-NOT_FINETUNING = {"label", "published", "table"}
+NOT_FINETUNING = {"label", "published", "table", "dropout"}  # the rate of dropout is in the encoder
+NOT_PRETRAINING = NOT_FINETUNING | {"freeze_in_finetuning", "pretrain_as", "ensemble", "members"}
 SCALE = {"precision", "threads", "devices", "nodes", "initialisation", "checkpoint"}
 
 
@@ -117,17 +117,17 @@ def _model(setting: config.Setting, method: config.Method, without: set[str]) ->
     sparse = config.sparse(setting, method)
     return setting.model_dump(mode="json", include=SCALE) | {
         "method": method.model_dump(mode="json", exclude=without | {"fine_grained", "shared"}),  # they are in the sparse layer's sizes
-        "encoder": setting.encoder.model_dump(mode="json"),
+        "encoder": config.encoder(setting, method).model_dump(mode="json"),
         "sparse": None if sparse is None else sparse.model_dump(mode="json"),
     }
 
 
 def _code(stage: str, method: config.Method) -> str:
-    """Fingerprint of a training stage; the router or layer, imported by name at run time, is named here."""
+    """Fingerprint of a training stage; the router or layer, imported by name at run time, is named here, ensembles where there is one."""
     by_name = [f"moebench.moe.routers.{method.router}"] if method.router else []
     if method.layer not in ("none", "moe"):
         by_name = [f"moebench.moe.layers.{method.layer}"]
-    return fingerprint([f"moebench.stages.{stage}", *by_name])
+    return fingerprint([f"moebench.stages.{stage}", *by_name], without=() if method.ensemble else ["moebench.ensembles"])
 
 
 def _facts(tasks: Any) -> dict[str, dict[str, Any]]:

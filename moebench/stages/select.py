@@ -94,9 +94,9 @@ def training_sets(root: Path, profile: str, paper: str | None = None, method: st
         if task.constructed != (data.source == "constructed"):
             raise MoebenchError(f"{path}: key 'tasks' names {name!r}, which source {data.source!r} does not have")
         sets.setdefault(task.train, []).append(name)
-    if paper is not None and method is not None and config.method(root, paper, method).table == "routers":
-        chosen = config.setting(root, paper, profile).routers.training_sets
-        sets = {name: tasks for name, tasks in sets.items() if name in chosen}
+    if paper is not None and method is not None:
+        group = config.setting(root, paper, profile).groups.get(config.method(root, paper, method).table)
+        sets = {name: tasks for name, tasks in sets.items() if group is None or name in group.training_sets}
     return sets
 
 
@@ -133,11 +133,12 @@ def _check_setting(root: Path, profile: str, paper: str) -> None:
     for name in setting.finetune:
         if name not in known:
             raise MoebenchError(f"{path}: key 'finetune.{name}'{nearest(name, known)}; training sets are: {', '.join(sorted(known))}")
-    for name in setting.routers.training_sets:
-        if name not in (sets := training_sets(root, profile)):
-            raise MoebenchError(
-                f"{path}: key 'routers.training_sets' names {name!r}{nearest(name, sets)}; training sets are: {', '.join(sorted(sets))}"
-            )
+    for table, group in setting.groups.items():
+        for name in group.training_sets:
+            if name not in (sets := training_sets(root, profile)):
+                raise MoebenchError(
+                    f"{path}: key '{table}.training_sets' names {name!r}{nearest(name, sets)}; training sets are: {', '.join(sorted(sets))}"
+                )
     for name in setting.options:
         if name not in names:
             raise MoebenchError(f"{path}: key 'options.{name}'{nearest(name, names)}; methods are: {', '.join(names)}")

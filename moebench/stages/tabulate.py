@@ -26,7 +26,7 @@ All files are made by `moebench evaluate` and `moebench tabulate`; none is edite
 | `table1_xtreme.csv` `.md` `.tex` | zero-shot transfer: means and deviations over seeds, differences, shallow baselines, published values |
 | `table2_perplexity.csv` `.md` `.tex` | masked-language-model perplexity after pre-training |
 | `table3_routers.csv` `.md` `.tex` | more routers under the same protocol: quality, balance, experts and FLOPs a token |
-| `table4_uncertainty.csv` `.md` `.tex` | calibration in the training language and zero-shot, of single models and ensembles over seeds |
+| `table4_uncertainty.csv` `.md` `.tex` | calibration in the training language and zero-shot, of single models and ensembles |
 | `costs.md` | `costs.csv` in short: sizes, seconds, memory of pre-training |
 
 A record `<metric>_bootstrap_se`, and the column `bootstrap_se`, is a standard error over test examples, `n` the number of independent
@@ -105,12 +105,18 @@ def tabulate(root: Path, profile: str, paper: str) -> None:
     measured = records.read(folder / "records.csv", records.RECORDS)
     expected = expectation(root, profile, paper, measured, records.read(folder / "provenance.csv", records.PROVENANCE))
     costs = records.read(folder / "costs.csv", records.COSTS)
-    main = replace(expected, methods={name: method for name, method in expected.methods.items() if method.table == "main"})
+    groups = config.setting(root, paper, profile).groups
+
+    def of(*shown: str) -> tables.Expected:
+        return replace(expected, methods={name: method for name, method in expected.methods.items() if method.table in shown})
+
+    def tasks_of(table: str) -> tuple[str, ...]:
+        return tuple(name for name in expected.tasks if expected.trained_on[name] in groups[table].training_sets)
+
+    main, routed, ensembles, tasks = of("main"), of("main", "routers"), of("main", "ensembles"), tasks_of("routers")
     table1, table2 = tables.table1_xtreme(measured, main), tables.table2_perplexity(measured, main)
-    chosen = config.setting(root, paper, profile).routers.training_sets
-    tasks = tuple(name for name in expected.tasks if expected.trained_on[name] in chosen)
-    table3 = routers.table3_routers(measured, expected, tasks)
-    table4 = uncertainty.table4_uncertainty(measured, main)
+    table3 = routers.table3_routers(measured, routed, tasks)
+    table4 = uncertainty.table4_uncertainty(measured, ensembles, tasks_of("ensembles"))
     files = {"README.md": README.format(paper=expected.published.paper, profile=profile)}
     for name, number, what, table, blocks in (
         ("table1_xtreme", "1", "zero-shot transfer", table1, layout.table1_blocks(table1, main)),
@@ -120,9 +126,9 @@ def tabulate(root: Path, profile: str, paper: str) -> None:
             "",
             f"routers under the {expected.published.paper} protocol",
             table3,
-            routers.table3_blocks(table3, expected, tasks),
+            routers.table3_blocks(table3, routed, tasks),
         ),
-        ("table4_uncertainty", "", "calibration under language shift", table4, uncertainty.table4_blocks(table4, main)),
+        ("table4_uncertainty", "", "calibration under language shift", table4, uncertainty.table4_blocks(table4, ensembles)),
     ):
         title = layout.title(number, what, expected)
         files[f"{name}.csv"] = csv_of(table)

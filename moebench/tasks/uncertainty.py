@@ -41,23 +41,24 @@ def labels(task: Task, gold: list[Row]) -> np.ndarray:
 
 
 def read(path: Path, task: Task, gold: list[Row]) -> np.ndarray:
-    """Read the probabilities that a run left for ``gold``, (N, C).
+    """Read the probabilities that a run left for ``gold``, (M, N, C): the file has (N, C) where the run is of a single model.
 
     Raises:
         MoebenchError: a damaged file, another number of rows than examples or of columns than classes, or rows that are no distribution.
     """
     try:
-        probs_NC = np.load(path, allow_pickle=False)
+        probs = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise MoebenchError(f"{path}: not a readable array ({error}); delete the run's folder and run again") from error
     expected = (len(labels(task, gold)), len(task.labels))
-    if probs_NC.shape != expected:
+    if probs.ndim not in (2, 3) or probs.shape[-2:] != expected:
         what = "pairs" if task.kind == "pair" else "words"
         raise MoebenchError(
-            f"{path}: has the shape {probs_NC.shape}; should be {expected}, the {what} of the data and the classes of task {task.name!r}"
+            f"{path}: has the shape {probs.shape}; should be {expected}, the {what} of the data and the classes of task {task.name!r},"
+            " behind the members of an ensemble"
         )
     try:
-        return calibration.check_probabilities(probs_NC)
+        return calibration.check_probabilities(probs, "MNC"[-probs.ndim :]).reshape(-1, *expected)
     except ValueError as error:
         raise MoebenchError(f"{path}: {error}") from error
 

@@ -1,11 +1,12 @@
 """From task rows to model inputs, and from model outputs back to predictions.
 
-B batch, S positions, W words.
+B batch, S positions, W words, C classes, M members, N pairs or words.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -160,22 +161,27 @@ def predictions(task: Task, rows: list[Row], inputs: list[Feature], outputs: lis
         task: the task.
         rows: its test rows.
         inputs: their features, in the order of the rows.
-        outputs: per feature: (C,) probabilities of a pair, (W, C) of words, or (3,) score, start, end of the best span.
+        outputs: per feature: (C,) probabilities of a pair, (W, C) of words, or (3,) score, start, end of the best span; of an ensemble
+            (M, C), (M, W, C) and (3,).
 
     Returns:
-        The predictions, and (N, C) probabilities of all pairs or words in the order of the rows; none for questions.
+        The predictions, of an ensemble under the mean over its members, and (N, C) or (M, N, C) probabilities of all pairs or words in the
+        order of the rows; none for questions.
     """
     result: list[Row] = [{"id": row["id"]} for row in rows]
-    if task.kind == "pair":
-        for feature, probability in zip(inputs, outputs, strict=True):
-            result[feature.example]["prediction"] = task.labels[int(probability.argmax())]
-        return result, np.stack(outputs)
-    if task.kind == "tagging":
-        words = [probability[: len(feature.first)] for feature, probability in zip(inputs, outputs, strict=True)]
-        for feature, probability in zip(inputs, words, strict=True):
-            tags = [task.labels[int(number)] for number in probability.argmax(axis=-1)]
-            result[feature.example].setdefault("prediction", []).extend(tags)
-        return result, np.concatenate(words)
+    if task.kind != "qa":
+        if task.kind == "pair":
+            probs = np.stack(outputs, axis=-2)
+        else:
+            probs = np.concatenate([words[..., : len(each.first), :] for each, words in zip(inputs, outputs, strict=True)], axis=-2)
+        mean_NC = probs.mean(axis=0, dtype=np.float64) if probs.ndim == 3 else probs
+        labels = iter([task.labels[number] for number in mean_NC.argmax(axis=1)])
+        for feature in inputs:
+            if task.kind == "pair":
+                result[feature.example]["prediction"] = next(labels)
+            else:
+                result[feature.example].setdefault("prediction", []).extend(islice(labels, len(feature.first)))
+        return result, probs
     best = [float("-inf")] * len(rows)
     for feature, (score, start, end) in zip(inputs, outputs, strict=True):
         answer = result[feature.example]

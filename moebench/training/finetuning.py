@@ -1,6 +1,6 @@
 """Fine-tuning on one training set: its batches, its module and its predictions.
 
-B batch, S positions, D width, C classes.
+B batch, S positions, D width, C classes, M members.
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ from typing import Any
 
 import lightning.pytorch as lightning
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from moebench.catalogue import Task
 from moebench.config import Finetuning
 from moebench.data.tokenizer import Tokenizer
+from moebench.ensembles.batch_ensemble import batch_ensemble_encoder, tile
+from moebench.ensembles.mc_dropout import mc_dropout
 from moebench.models.encoder import Encoder
 from moebench.models.heads import PairHead, SpanHead, TagHead
 from moebench.moe.layer import Aux
@@ -43,7 +46,14 @@ class TaskBatches:
 
 
 class FinetuningModule(Training):
-    """Fine-tuning on one training set, all its tasks of one kind."""
+    """Fine-tuning on one training set, all its tasks of one kind.
+
+    ``ensemble`` makes the model one of M members, whose probabilities are averaged. MC dropout trains as a single model does and predicts M
+    passes with the encoder's dropout left on. BatchEnsemble trains on M copies of a batch, so that the loss is the mean of the members';
+    the feed-forward layers of the blocks above the middle get vectors of the members' own. The public vision transformers convert their
+    last blocks, too; here these are the blocks behind the place of the sparse layer, whose router then sees the same tokens of all
+    members. The vectors are drawn last, so that the head starts as that of the single model with the same seed.
+    """
 
     def __init__(
         self,
@@ -54,10 +64,13 @@ class FinetuningModule(Training):
         seed: int,
         task: Task,
         freeze_sparse: bool,
+        ensemble: str | None = None,
+        members: int = 1,
     ):
         super().__init__(optimisation, losses, consistency, seed)
         self.encoder = encoder
         self.task = task
+        self.ensemble, self.members = ensemble, members
         width = encoder.shape.width
         self.head: nn.Module
         if task.kind == "qa":
@@ -66,6 +79,8 @@ class FinetuningModule(Training):
             self.head = (PairHead if task.kind == "pair" else TagHead)(width, len(task.labels))
         if freeze_sparse and encoder.sparse is not None:
             encoder.sparse.requires_grad_(False)
+        if ensemble == "batch_ensemble":
+            batch_ensemble_encoder(encoder, members, range(encoder.shape.layers // 2, encoder.shape.layers))
 
     def _scores(self, batch: Batch) -> tuple[Tensor, Aux | None]:
         states_BSD, aux = self.encoder(batch["ids"], batch["mask"])
@@ -74,16 +89,33 @@ class FinetuningModule(Training):
 
     def outputs(self, batch: Batch) -> tuple[Tensor, Tensor, list[Aux]]:
         """Return logits of the class, of every word's tag, or of every answer's start and end, with their targets."""
+        if self.ensemble == "batch_ensemble":
+            batch = tile(batch, self.members)
         logits, aux = self._scores(batch)
         if self.task.kind == "qa":
             logits = logits.transpose(1, 2)  # (B, 2, S) against labels (B, 2)
         return logits.flatten(0, -2), batch["labels"].flatten(), [] if aux is None else [aux]
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Any:
-        """Return one array per feature, as ``features.predictions`` reads them."""
-        logits, _ = self._scores(batch)
-        result = best_spans(logits, batch["allowed"]) if self.task.kind == "qa" else logits.softmax(dim=-1)
-        return result.cpu().numpy()
+        """Return one array per feature, as ``features.predictions`` reads them.
+
+        The passes of MC dropout are a function of the batch and its number. In question answering an ensemble's span is the best under the
+        mean over members of the probabilities of start and of end, each over the allowed positions of the window, the first included; its
+        score, also against those of other windows, is the sum of the logarithms of both means.
+        """
+        logits = self._member_scores(batch, batch_idx) if self.ensemble else self._scores(batch)[0]
+        if self.task.kind != "qa":
+            return logits.softmax(dim=-1).cpu().numpy()
+        if self.ensemble:
+            logits = logits.log_softmax(dim=2).logsumexp(dim=1)  # ln of the mean, but for a constant, where the mean underflows too
+        return best_spans(logits, batch["allowed"]).cpu().numpy()
+
+    def _member_scores(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the members' logits, (B, M, ...)."""
+        if self.ensemble == "batch_ensemble":
+            return self._scores(tile(batch, self.members))[0].unflatten(0, (-1, self.members))
+        torch.manual_seed(batch_idx)
+        return mc_dropout(self, lambda: self._scores(batch)[0], self.members)
 
 
 def predict(

@@ -195,6 +195,28 @@ def test_an_ensemble_of_identical_members_is_the_member(root):
     assert (together["disagreement"][0], together["mutual_information"][0]) == (0, 0)
 
 
+def test_members_within_a_run_are_judged_by_their_mean_and_how_they_differ(root):
+    together = {name: np.stack([SURE[name], TORN[name], TORN[name]]) for name in SURE}
+    leave(root, "dense", 0, together)
+    leave(root, "dense", 1, SURE)
+    evaluate(root, "cpu", "xmoe")
+    found = uncertain(root, "dense", "finetune")
+    assert found.keys() == {"f1", "f1_bootstrap_se", *MEASURES, *DIVERSITY, "temperature"}
+    members = together["aa"].astype(np.float64)
+    mean = members.mean(axis=0)
+    gold = [UPOS_LABELS.index(tag) for row in TAGGED for tag in row["tags"]]
+    assert found["nll"] == (pytest.approx(-np.log(mean[range(4), gold]).mean(), abs=1e-6), 4)
+    assert found["brier"][0] == pytest.approx(((mean - np.eye(len(UPOS_LABELS))[gold]) ** 2).sum(axis=1).mean(), abs=1e-6)
+    votes = members.argmax(axis=2)
+    pairs = [(0, 1), (0, 2), (1, 2)]
+    assert found["disagreement"][0] == pytest.approx(np.mean([(votes[i] != votes[j]).mean() for i, j in pairs]), abs=1e-6)
+    entropy = -(members * np.log(members)).sum(axis=2).mean(axis=0)
+    assert found["mutual_information"][0] == pytest.approx((-(mean * np.log(mean)).sum(axis=1) - entropy).mean(), abs=1e-6)
+    assert not uncertain(root, "dense", "finetune", seed=1).keys() & set(DIVERSITY)
+    every = np.concatenate([members, SURE["aa"][None]]).mean(axis=0)  # the ensemble over seeds: all members of both
+    assert uncertain(root, "dense", "ensemble")["nll"][0] == pytest.approx(-np.log(every[range(4), gold]).mean(), abs=1e-6)
+
+
 def test_an_array_that_does_not_fit_is_named_and_nothing_is_written(root):
     leave(root, "dense", 0, SURE | {"aa": SURE["aa"][:3]})
     with pytest.raises(MoebenchError, match=r"constructed_pos/aa\.npy: has the shape \(3, 17\); should be \(4, 17\), the words"):

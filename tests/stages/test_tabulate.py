@@ -317,3 +317,43 @@ def test_ensembles_and_measures_of_uncertainty_change_no_other_table(root):
     zero_shot = {row[0]: row[1:] for row in tables["`constructed_pos` (POS), zero-shot: mean over 2 languages"]}
     assert zero_shot["Dense"][1] == "1.125 ± 1.000 (3)"
     assert zero_shot["Dense, ensemble of 3 seeds"] == ["0.1", *["0.125"] * 5]
+
+
+def test_ensembles_within_one_model_stand_in_the_table_of_uncertainty_alone(root):
+    key = {"profile": "cpu", "data": "constructed-1", "paper": "xmoe", "n": 100}
+
+    def judged(method, tasks, extra=()):
+        return [
+            key | {"method": method, "seed": seed, "stage": "finetune", "task": task, "language": language, "metric": metric, "value": 0.25}
+            for task, score in tasks
+            for seed in (0, 1, 2)
+            for language in ("aa", "bb", "cc")
+            for metric in (*MEASURES, *extra, *score)
+        ]
+
+    single = judged("dense", [("constructed_pos", ()), ("constructed_nli", ())])
+    write(root, rows() + single)
+    tabulate(root, "cpu", "xmoe")
+    before = content(root)
+    ensemble = {"label": "Passes", "table": "ensembles", "layer": "none", "pretrain_as": "dense", "ensemble": "mc_dropout"}
+    files.write_text(root / "experiments/xmoe/methods/apart.yaml", yaml.safe_dump(ensemble | {"members": 10, "dropout": 0.1}))
+    setting = SETTING | {"ensembles": {"methods": ["apart"], "training_sets": ["constructed_pos"]}}
+    files.write_text(root / "experiments/xmoe/profiles/cpu.yaml", yaml.safe_dump(setting))
+    write(root, rows() + single + judged("apart", [("constructed_pos", ("f1",))], DIVERSITY))
+    tabulate(root, "cpu", "xmoe")
+    after = content(root)
+    assert {name for name in before if before[name] != after[name]} == {f"table4_uncertainty.{kind}" for kind in ("csv", "md", "tex")}
+    table = list(csv.DictReader((root / "results/cpu/xmoe/table4_uncertainty.csv").open()))
+    found = [row for row in table if row["method"] == "apart"]
+    assert {row["task"] for row in found} == {"constructed_pos"}  # on the other task it is not fine-tuned
+    assert {(row["models"], row["label"]) for row in found} == {
+        ("10", "Passes, 10 members"),
+        ("30", "Passes, 10 members, ensemble of 3 seeds"),
+    }
+    disagreement = [row["value"] for row in found if (row["measure"], row["models"], row["shift"]) == ("disagreement", "10", "zero_shot")]
+    assert disagreement == ["0.250000"]
+    assert not any(row["models"] == "1" and row["measure"] in DIVERSITY for row in table)
+    shown = markdown_tables(after["table4_uncertainty.md"].decode())["`constructed_pos` (POS), zero-shot: mean over 2 languages"]
+    assert ["Passes, 10 members", "0.2 ± 0.0 (3)"] in [row[:2] for row in shown]
+    assert b"MC dropout" in after["table4_uncertainty.md"]
+    assert b"MC dropout" not in before["table4_uncertainty.md"]

@@ -48,6 +48,7 @@ def tiny(tmp_path_factory):
     setting["pretrain"] |= {"steps": 6, "batch": 4}
     for options in setting["finetune"].values():
         options |= {"steps": 4, "batch": 4}
+    setting["ensembles"]["training_sets"] = list(SETS)
     path.write_text(yaml.safe_dump(setting))
     select(root, "smoke")
     plan(root, "smoke")
@@ -83,6 +84,32 @@ def test_every_language_gets_a_scorable_prediction(tiny, training_set):
     assert [row["id"] for row in read_jsonl(folder / "predictions" / "validation.jsonl")] == [row["id"] for row in validation]
     assert not (folder / "checkpoints").exists()
     assert read_json(folder / "costs.json")["seconds"] > 0
+
+
+@pytest.mark.parametrize("method", ["mc_dropout", "batch_ensemble", "xmoe_softmax_mc_dropout"])
+@pytest.mark.parametrize("training_set", SETS)
+def test_an_ensemble_within_one_model_leaves_all_members_and_predicts_by_their_mean(tiny, method, training_set):
+    finetune(tiny, "smoke", "xmoe", method, training_set, 0)
+    folder, kind = runs(tiny, "finetune", f"{method}-{training_set}-0"), task(SETS[training_set][0])
+    files = {path: path.read_bytes() for path in (folder / "predictions").rglob("*.*")}
+    members = config.method(tiny, "xmoe", method).members
+    assert any(path.suffix == ".npy" for path in files) == (kind.kind != "qa")
+    for path in files:
+        if path.suffix == ".npy":
+            probabilities = np.load(path)
+            assert probabilities.shape[::2] == (members, len(kind.labels))
+            np.testing.assert_allclose(probabilities.sum(axis=2), 1, atol=1e-5)
+            assert probabilities.std(axis=0).max() > 1e-3
+            labels = [row["prediction"] for row in read_jsonl(path.with_suffix(".jsonl"))]
+            best = [kind.labels[place] for place in probabilities.mean(axis=0, dtype=np.float64).argmax(axis=1)]
+            assert best == (list(chain(*labels)) if kind.kind == "tagging" else labels)
+    plan_of = read_json(tiny / "runs" / "smoke" / "plan" / "xmoe" / "finetune" / f"{method}-{training_set}.json")["config"]
+    assert plan_of["encoder"]["dropout"] == (0.1 if "dropout" in method else 0)
+    blocks = 2 * (8 * 64**2 + 4 * 64 * plan_of["finetune"]["max_length"] + 4 * 64 * 128)
+    flops = read_json(folder / "costs.json")["flops_per_token"]
+    assert flops == members * blocks if method in ("mc_dropout", "batch_ensemble") else flops > members * blocks
+    finetune(tiny, "smoke", "xmoe", method, training_set, 0)
+    assert files == {path: path.read_bytes() for path in (folder / "predictions").rglob("*.*")}
 
 
 def test_running_a_stage_again_gives_the_same_bytes(tiny):

@@ -83,7 +83,9 @@ def test_predictions_are_the_most_probable_labels():
 
 
 def test_probabilities_are_read_back(tmp_path):
-    assert np.array_equal(uncertainty.read(saved(tmp_path, PROBS), PAIR, PAIRS), PROBS)
+    assert np.array_equal(uncertainty.read(saved(tmp_path, PROBS), PAIR, PAIRS), [PROBS])
+    members = np.stack([PROBS, PROBS[:, ::-1], PROBS])
+    assert np.array_equal(uncertainty.read(saved(tmp_path, members), PAIR, PAIRS), members)
 
 
 @pytest.mark.parametrize(
@@ -91,6 +93,9 @@ def test_probabilities_are_read_back(tmp_path):
     [
         (PROBS[:3], r"en\.npy: has the shape \(3, 2\); should be \(4, 2\), the pairs of the data"),
         (np.full((4, 3), 1 / 3), r"en\.npy: has the shape \(4, 3\); should be \(4, 2\)"),
+        (PROBS[0], r"en\.npy: has the shape \(2,\); should be \(4, 2\)"),
+        (np.stack([PROBS[:3]] * 2), r"en\.npy: has the shape \(2, 3, 2\); should be \(4, 2\), .* behind the members"),
+        (np.stack([PROBS, PROBS / 2]), r"en\.npy: the probabilities at \(1, 0\) sum to 0\.5"),
         (PROBS * 2, r"en\.npy: the probability at \(0, 0\) is 1\.79"),
         (PROBS / 2, r"en\.npy: the probabilities at \(0,\) sum to 0\.5"),
     ],

@@ -64,6 +64,26 @@ def test_every_word_is_predicted_once_and_in_order_however_long_the_sentence(wor
     np.testing.assert_array_equal(probabilities, np.eye(len(kind.labels))[[kind.labels.index(tag) for tag in tags]])
 
 
+@pytest.mark.parametrize("name", ["xnli", "udpos"])
+def test_an_ensemble_predicts_by_the_mean_of_its_members(name):
+    kind, generator = task(name), np.random.default_rng(0)
+    if kind.kind == "pair":
+        rows = [{"id": str(number), "text_a": "ab", "text_b": "c", "label": kind.labels[0]} for number in range(9)]
+    else:
+        rows = [{"id": str(number), "words": ["abcdefgh"] * 7, "tags": [kind.labels[0]] * 7} for number in range(3)]
+    inputs = features(kind, rows, Letters(), options())
+    shape = (4, len(kind.labels)) if kind.kind == "pair" else (4, 9, len(kind.labels))  # 9: with padding
+    outputs = [generator.dirichlet(np.ones(len(kind.labels)), shape[:-1]).astype(np.float32) for _ in inputs]
+    predicted, probabilities = predictions(kind, rows, inputs, outputs)
+    expected = []
+    for feature, output in zip(inputs, outputs, strict=True):
+        for word in [()] if kind.kind == "pair" else [(place,) for place in range(len(feature.first))]:
+            expected.append([member[word] for member in output])
+    np.testing.assert_array_equal(probabilities, np.array(expected).transpose(1, 0, 2))
+    best = [kind.labels[np.mean(members, axis=0).argmax()] for members in expected]
+    assert [row["prediction"] for row in predicted] == (best if kind.kind == "pair" else [best[:7], best[7:14], best[14:]])
+
+
 @given(st.integers(0, 59), st.integers(1, 8))
 @settings(max_examples=60, deadline=None)
 def test_the_gold_span_of_any_window_reads_back_as_the_answer(start, length):
