@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from moebench.moe import Routing, dispatch
 from moebench.moe.experts import FeedForwardExperts
-from moebench.training.trainer import keep_freed_memory
+from moebench.training.trainer import bf16_is_fast, keep_freed_memory
 
 LOADS = ("balanced", "skewed", "collapsed")
 
@@ -257,6 +257,9 @@ def main() -> None:
             print(f"{name} is left out: pip install {package}")
         else:
             names.append(name)
+    if "bfloat16" in arguments.types and not bf16_is_fast():
+        print("bfloat16 is left out: this processor has no instructions for it")
+        arguments.types.remove("bfloat16")
     print(f"torch {torch.__version__}, {arguments.threads} threads, {arguments.tokens} tokens, inner width 4 x width, GELU, no biases.")
     print("Ratios to the dense limit: median [minimum / minimum].")
     for size in arguments.sizes:

@@ -31,7 +31,7 @@ from moebench.moe.layer import Aux, MoELayer
 from moebench.moe.registry import build_router
 from moebench.training.batches import Batch
 from moebench.training.pretraining import PretrainingModule
-from moebench.training.trainer import fit, make_trainer
+from moebench.training.trainer import bf16_is_fast, fit, make_trainer
 
 WARM_UP = 3
 RUNS = 5
@@ -225,6 +225,9 @@ def main() -> None:
         }
     )
     for precision in arguments.precisions:
+        if precision == "bf16" and not bf16_is_fast():
+            print("bf16 is left out: this processor has no instructions for it")
+            continue
         compare("6 layers, d 256", larger, 8192, 128, precision, arguments.rounds)
 
 

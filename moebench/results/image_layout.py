@@ -16,7 +16,9 @@ from moebench.results.images import (
     FITTED,
     MODEL,
     OOD,
+    QUALITY,
     SCORES,
+    SHALLOW,
     TEST,
     UPSTREAM_TEST,
     Expected,
@@ -87,11 +89,23 @@ def table1_blocks(table: pd.DataFrame, expected: Expected) -> list[Block]:
             [(UPSTREAM_TEST, "accuracy"), (TEST, "accuracy_bootstrap_se")],
             ("upstream accuracy, %", "bootstrap standard error"),
         ),
+        *_shallow(table),
         *_published(expected, ("CIFAR", "ILSVRC")),
     ]
     if expected.notes:
         blocks.append(Block("Notes on the setting", tuple(f"`{key}`: {note}." for key, note in sorted(expected.notes.items()))))
     return [*blocks, *_holes(table)]
+
+
+def _shallow(table: pd.DataFrame) -> list[Block]:
+    """Lay out the shallow baselines."""
+    rows = [row for row in rows_of(table) if row["method"] in SHALLOW]
+    values = {(row["label"], row["measure"]): number(row["value"], _decimals(row["measure"])) for row in rows}
+    labels = dict.fromkeys(label for label, _ in values)
+    lines = tuple((label, *(values.get((label, measure), EMPTY) for measure in QUALITY)) for label in labels)
+    text = "scikit-learn on the pixels of the same training images, no image moved; no seed is drawn. An SVM has no probabilities."
+    header = ("baseline", *(MEASURES[measure][0] for measure in QUALITY))
+    return [Block("Shallow baselines", (text,), header, lines)] if lines else []
 
 
 SIZES = {"parameters": 1.0, "flops_per_image": 1e-6}

@@ -36,6 +36,9 @@ SCORES = ("max_probability", "entropy", "mutual_information", "max_logit", "ener
 OF_SEVERAL = (*DIVERSITY, *(f"{measure}_mutual_information" for measure in DETECTION))
 """Measures that one member does not have."""
 
+SHALLOW = {"logistic_regression": "Logistic regression", "svm": "SVM, Gaussian kernel"}
+"""Shallow baseline → how tables call it."""
+
 Cells = dict[tuple[str, str], dict[str, dict[int, float]]]
 """(set, measure) → method → seed → value."""
 
@@ -199,11 +202,16 @@ def _hole(expected: Expected, cells: Cells, key: tuple[str, str], name: str) -> 
 
 
 def table1_quality(records: pd.DataFrame, expected: Expected) -> pd.DataFrame:
-    """Quality and calibration on the test set, sizes, and accuracy after pre-training; see `summary`."""
+    """Quality and calibration on the test set, sizes, and accuracy after pre-training; see `summary`. Shallow baselines come last."""
     cells = cells_of(records) | {key: found for key, found in cells_of(records, "pretrain").items() if key[0] == UPSTREAM_TEST}
     measures = [(TEST, measure) for measure in (*QUALITY, *MORE_QUALITY)] + [(FITTED, "temperature")]
     shown = [*measures, *((MODEL, metric) for metric in SUMMED), (UPSTREAM_TEST, "accuracy")]
-    return summary(expected, cells, shown, measures[: len(QUALITY)])
+    rows = [
+        {"set": row["task"], "measure": row["metric"], "method": row["method"], "label": SHALLOW[row["method"]], "value": row["value"]}
+        for row in rows_of(records[records["stage"] == "baseline"])
+    ]
+    table = summary(expected, cells, shown, measures[: len(QUALITY)])
+    return pd.concat([table, pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)], ignore_index=True) if rows else table
 
 
 def table2_ood(records: pd.DataFrame, expected: Expected) -> pd.DataFrame:

@@ -17,13 +17,16 @@ from scipy.special import softmax
 
 from moebench import config_images as config
 from moebench.config_images import DOWNSTREAM, UPSTREAM, ImageMethod
+from moebench.data.images import ImageSet
 from moebench.errors import MoebenchError, nearest
 from moebench.files import read_json, sha256, write_text
 from moebench.metrics import bootstrap, calibration, diversity, fewshot, ood, selective
 from moebench.results import records
 from moebench.results.images import CURVES, FEWSHOT, FITTED, MODEL, SUMMED, TEST, member_runs
 from moebench.stages.evaluate import Run, data_name, measures_of
+from moebench.stages.images import read_set
 from moebench.tasks import uncertainty
+from moebench.tasks.image_baselines import BASELINES
 
 TRAIN = "downstream_train"
 SHIFT, OOD, CORRUPTED = "shift_", "ood_", "corrupted_"
@@ -129,7 +132,8 @@ def evaluate_images(root: Path, profile: str, paper: str, partial: bool = False)
     They go to ``results/<profile>/<paper>/``. Everything is read and judged before the first file is written. ``task`` of a record is the
     name of the set; of a corruption ``corrupted_<name>``, with ``s<severity>`` as language. Accuracies are in percent, all other measures
     in fractions or nats (``docs/METRICS.md``); a measure that is not defined has no record. A deep ensemble has records like a run, under
-    the seed whose members it takes (`moebench.config_images.members_of`), but neither provenance nor costs.
+    the seed whose members it takes (`moebench.config_images.members_of`), but neither provenance nor costs. Shallow baselines, stage
+    ``baseline``, are fitted here, on the pixels of the training set.
 
     A run should have every set of the prepared images.
 
@@ -197,6 +201,12 @@ def evaluate_images(root: Path, profile: str, paper: str, partial: bool = False)
                 found += _summed([sizes[member] for member in members])
             rows += (key | {"stage": "finetune"} | row for row in found)
             curves += (key | point for point in points)
+
+    if setting.shallow:
+        train, test = (read_set(prepared.parent, name) for name in (TRAIN, TEST))
+        few = ImageSet(train.images[: setting.shallow], train.labels[: setting.shallow], train.classes)
+        for name, measure in BASELINES.items():
+            rows += (common | {"method": name, "seed": 0, "stage": "baseline"} | row for row in _rows(TEST, measure(few, test), len(test)))
 
     target = root / "results" / profile / paper
     parts = (

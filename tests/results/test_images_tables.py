@@ -322,3 +322,18 @@ def test_mistakes_are_named(root):
 def test_evaluation_and_tables_import_no_torch():
     code = "import sys, moebench.stages.evaluate_images, moebench.stages.tabulate_images; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_shallow_baselines_stand_by_themselves_in_the_first_table(expected):
+    found = [*rows(), ("logistic_regression", 0, "baseline", "downstream_test", "", "accuracy", 92.25)]
+    found += [("logistic_regression", 0, "baseline", "downstream_test", "", "nll", 0.3125)]
+    found += [("svm", 0, "baseline", "downstream_test", "", "accuracy", 96.5)]
+    table, without = (images.table1_quality(frame(each), expected) for each in (found, rows()))
+    assert cell(table, "downstream_test", "accuracy", "svm")["value"] == 96.5
+    assert table[table["method"].isin(list(METHODS))].to_csv() == without.to_csv()  # nothing else changes
+    blocks = {block.heading: block for block in image_layout.table1_blocks(table, expected)}
+    assert blocks["Shallow baselines"].rows == (
+        ("Logistic regression", "92.25", "0.312", "—", "—"),
+        ("SVM, Gaussian kernel", "96.50", "—", "—", "—"),
+    )
+    assert all(block.heading != "Shallow baselines" for block in image_layout.table1_blocks(without, expected))

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import yaml
 from scipy.special import softmax
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
 
 from moebench import files
 from moebench.errors import MoebenchError
@@ -50,6 +52,14 @@ def arrays(seed, name, members, copies):
     return left | {"labels": labels}
 
 
+def pictures(name):
+    """Images of the size of the setting, brighter in the row of their class."""
+    labels = np.random.default_rng(len(name)).integers(C, size=N)
+    images = np.random.default_rng(len(name)).integers(0, 120, size=(N, 8, 8, 1))
+    images[np.arange(N), labels] += 100
+    return images.astype(np.uint8), labels
+
+
 def few_arrays(seed):
     rng = np.random.default_rng([seed, 99])
     left = {}
@@ -79,6 +89,9 @@ def project(tmp_path):
     manifest = {"source": "builtin", "revision": "images-0123456789ab"}
     manifest["sets"] = {name: {"classes": list("abc")} for name in ("upstream_train", "downstream_train", *SETS)}
     files.write_json(tmp_path / "data/prepared/images/cpu/manifest.json", manifest)
+    for name in ("downstream_train", "downstream_test"):
+        images, labels = pictures(name)
+        np.savez(tmp_path / f"data/prepared/images/cpu/{name}.npz", images=images, labels=labels)
     for run in expected_runs(tmp_path, "cpu", "e3"):
         files.write_json(run.plan(tmp_path, "cpu", "e3"), {"config": {"method": run.method}, "fingerprint": "f" * 8})
         if run.stage == "finetune":
@@ -349,3 +362,16 @@ def test_a_deep_ensemble_of_what_does_not_run_is_named(root):
     files.write_text(root / "experiments/e3/profiles/cpu.yaml", yaml.safe_dump(SETTING | {"methods": ["mimo", "deep"], "baseline": "mimo"}))
     with pytest.raises(MoebenchError, match=r"deep\.yaml: key 'of' names 'vit', which profile 'cpu' does not train; it trains: mimo"):
         evaluate_images(root, "cpu", "e3")
+
+
+def test_shallow_baselines_see_the_pixels_of_the_first_training_images(done, tmp_path):
+    (train, train_N), (test, test_N) = (pictures(name) for name in ("downstream_train", "downstream_test"))
+    model = LogisticRegression(max_iter=2000).fit(train.reshape(N, -1) / 255, train_N)
+    measured = found(done, "logistic_regression", "downstream_test", stage="baseline")
+    assert measured["accuracy"] == pytest.approx(100 * model.score(test.reshape(N, -1) / 255, test_N))
+    assert measured["nll"] == pytest.approx(log_loss(test_N, model.predict_proba(test.reshape(N, -1) / 255)), rel=1e-5)
+    assert found(done, "svm", "downstream_test", stage="baseline").keys() == {"accuracy"}
+    root = project(tmp_path)
+    files.write_text(root / "experiments/e3/profiles/cpu.yaml", yaml.safe_dump(SETTING | {"shallow": 0}))
+    evaluate_images(root, "cpu", "e3")
+    assert "baseline" not in set(result(root)["stage"])
