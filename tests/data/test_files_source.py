@@ -131,7 +131,7 @@ def test_limits_may_be_given_by_name_and_wrong_names_are_refused(xnli):
     assert (len(cut.train("xnli")), len(cut.validation("xnli")), {len(rows) for rows in cut.test("xnli").values()}) == (5, 2, {2})
     whole = source(xnli, "xnli")
     assert source(xnli, "xnli", max_train={}, max_test={}).train("xnli") == whole.train("xnli")
-    with pytest.raises(ValueError, match=r"max_test names 'xnly' \(did you mean 'xnli'\?\); should be one of xnli"):
+    with pytest.raises(ValueError, match=r"max_test names 'xnly' \(did you mean 'xnli'\?\); should be one of .*xnli"):
         source(xnli, "xnli", max_test={"xnly": 2})
 
 
