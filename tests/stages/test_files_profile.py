@@ -68,7 +68,6 @@ def root(tmp_path, monkeypatch):
     data = yaml.safe_load(path.read_text())
     data |= {"tasks": ["xnli", "udpos", "panx", "xquad", "tydiqa"], "corpus": {"sequence_length": 12, "validation_rows": 4}}
     data |= {"corpus_files": {"en": "news/en.txt", "zh": "news/zh.txt"}, "corpus_sets": ["xnli", "udpos", "panx", "tydiqa"]}
-    data |= {"max_train": None, "max_test": None}  # they name tasks that are left out
     path.write_text(yaml.safe_dump(data))
     monkeypatch.setenv("MOEBENCH_FOLDER", str(files))
     weights = root / "data" / "downloads" / "e5-small-q4.bin"
