@@ -143,11 +143,14 @@ class Data(Config):
         """At most so many examples of a training set; none: all."""
         return self.max_train.get(training_set) if isinstance(self.max_train, dict) else self.max_train
 
-    def most_test(self, *names: str) -> int | None:
-        """At most so many test examples of a task, or of the largest of several; none: all."""
-        if not isinstance(self.max_test, dict):
-            return self.max_test
-        return max((self.max_test[name] for name in names), default=None) if all(name in self.max_test for name in names) else None
+    def most_test(self, task: str) -> int | None:
+        """At most so many test examples of a task; none: all."""
+        return self.max_test.get(task) if isinstance(self.max_test, dict) else self.max_test
+
+    def most_validation(self, training_set: str) -> int | None:
+        """At most so many validation examples of a training set, the largest of its tasks; none: all."""
+        limits = [self.most_test(one.name) for one in tasks(self) if one.train == training_set]
+        return None if None in limits else max(limit for limit in limits if limit)
 
 
 # --------------------------------------------------------------------------------------------------------------- model

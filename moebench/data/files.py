@@ -477,7 +477,7 @@ class FilesSource:
         """
         part = self._validation_part(training_set)
         rows = self._read(self._task_of(training_set), part) if part else self._split(training_set)["validation"]
-        return list(sampled(rows, self.data.most_test(*(one.name for one in self._tasks if one.train == training_set)), training_set))
+        return list(sampled(rows, self.data.most_validation(training_set), training_set))
 
     def test(self, task: str) -> dict[str, list[Row]]:
         """Language → test rows; for MLQA ``<context language>-<question language>``, or the one language where they agree.

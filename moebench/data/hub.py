@@ -345,8 +345,7 @@ class HubSource:
         each, split, validation = self._training(training_set)
         rows = Rows(lambda: self._rows(each, validation or split, self.pivot))
         kept = rows if validation else Rows(lambda: _part(rows, held=True))
-        limit = self.data.most_test(*(one.name for one in self._tasks if one.train == training_set))
-        return Rows(lambda: sampled(kept, limit, training_set))
+        return Rows(lambda: sampled(kept, self.data.most_validation(training_set), training_set))
 
     def test(self, task: str) -> dict[str, Iterable[Row]]:
         """Language → test rows; for MLQA ``<context language>-<question language>``, or the one language where they agree.

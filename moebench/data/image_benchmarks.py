@@ -79,7 +79,7 @@ def benchmark_sets(folder: Path, data: ImageData, files: ImageFiles) -> Iterator
     yield f"{DOWNSTREAM}_validation", _at_most(data, f"{DOWNSTREAM}_validation", part(train, held_out), data.max_test, files.side)
     yield f"{DOWNSTREAM}_test", _sized(part(test, tested), files.side)
 
-    there = [name for name in files.folders if name not in files.optional or (folder / files.folders[name]).is_dir()]
+    there = files.folders.keys() - left_out(folder, files)
     for kind, names in (("near", files.near), ("far", files.far)):
         for name in (name for name in names if name in there):
             yield f"ood_{kind}_{name}", _at_most(data, name, _read(folder, files, name, "test", files.side), len(tested), files.side)

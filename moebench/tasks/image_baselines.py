@@ -13,6 +13,7 @@ from sklearn.svm import SVC
 
 from moebench.data.images import ImageSet
 from moebench.metrics import calibration
+from moebench.tasks import uncertainty
 
 
 def logistic_regression(train: ImageSet, test: ImageSet) -> dict[str, float]:
@@ -22,7 +23,7 @@ def logistic_regression(train: ImageSet, test: ImageSet) -> dict[str, float]:
     probs_NC[:, model.classes_] = model.predict_proba(_pixels(test))
     return {
         "accuracy": 100 * (1 - calibration.error(probs_NC, test.labels)),
-        "nll": calibration.nll(probs_NC, test.labels, float(np.finfo(np.float32).tiny)),
+        "nll": calibration.nll(probs_NC, test.labels, uncertainty.FLOOR),
         "brier": calibration.brier(probs_NC, test.labels),
         "ece": calibration.ece(probs_NC, test.labels),
     }
