@@ -49,17 +49,20 @@ class Config(BaseModel):
 class Constructed(Config):
     """How the constructed languages are made (``docs/CONSTRUCTED_LANGUAGES.md``)."""
 
-    languages: Annotated[int, Field(ge=5, le=8)] = 5
+    languages: Annotated[int, Field(ge=2, le=8)] = 5
+    """How many, the pivot included; the first ones are the nearest to it."""
     seed: int = 0
     cognates: Share = 0.12
     """Share of the lexicon that a language shares with the pivot, by form."""
+    romanised: bool = False
+    """Whether all languages are written in the pivot's letters, so that what they share by form has the same pieces."""
     lexicon: Annotated[int, Field(ge=60)] = 90
     """Number of lemmas of open word classes."""
     names: Annotated[int, Field(ge=40)] = 90
     documents: Positive = 8000
     """Pre-training documents per language."""
     parallel: Count = 4000
-    """Pairs of short translated texts, of the pivot with each other language."""
+    """Translated phrases and sentences, of the pivot with each other language."""
     train: Positive = 6000
     """Training examples per task, pivot only."""
     validation: Positive = 300
@@ -170,6 +173,8 @@ class Encoder(Config):
     token_types: Count = 0
     epsilon: Rate = 1e-5
     dropout: Share = 0.0
+    initial_std: Rate = 0.02
+    """Standard deviation of the initial weights and embeddings; 0.02 is that of BERT at width 768."""
 
     @model_validator(mode="after")
     def _heads_divide_the_width(self) -> Encoder:

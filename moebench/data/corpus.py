@@ -67,12 +67,12 @@ def pack(
 
     - A ``text`` row is ``<s>`` and the next S - 1 ids of its language's stream ``document </s> document </s> …``, as XLM and RoBERTa pack
       them: a document may go on in the language's next row, and no row mixes languages. Only the last row of a language is padded.
-    - A ``translation`` row is ``<s> a </s> b </s>``, padded; of a pair too long the longer text loses its end first. Its language is
-      ``a-b``.
+    - A ``translation`` row is ``<s> a </s> b </s> a </s> b </s> …``, as many pairs of its two languages as fit, padded; of a pair too long
+      for a row the longer text loses its end first. Its language is ``a-b``.
     - ``validation.npy`` has the first ``validation_rows`` text rows of each language (fewer where the held-out documents end) and no
       translations.
 
-    Rows come in the order in which the source fills them: text, each language's last row, translations.
+    Rows come in the order in which the source fills them: text, each language's last row; the same of translations.
 
     Args:
         source: the texts.
@@ -137,12 +137,19 @@ def _add_translations(rows: _Rows, batches: Iterator[list[tuple[str, ...]]], tok
     """Pack translated pairs; returns how many were truncated."""
     room = length - 3
     truncated = 0
+    streams: dict[str, list[int]] = {}
     for batch in batches:
         ids = tokenizer.encode_batch([text for _, a, _, b in batch for text in (a, b)])
         for index, (language_a, _, language_b, _) in enumerate(batch):
             a, b = ids[2 * index], ids[2 * index + 1]
             truncated += len(a) + len(b) > room
             kept = min(len(a), max((room + 1) // 2, room - len(b)))
-            row = [tokenizer.bos, *a[:kept], tokenizer.eos, *b[: room - kept], tokenizer.eos]
-            rows.add(row, f"{language_a}-{language_b}", "translation", tokenizer.pad)
+            pair = [*a[:kept], tokenizer.eos, *b[: room - kept], tokenizer.eos]
+            stream = streams.setdefault(f"{language_a}-{language_b}", [])
+            if len(stream) + len(pair) >= length:
+                rows.add([tokenizer.bos, *stream], f"{language_a}-{language_b}", "translation", tokenizer.pad)
+                stream.clear()
+            stream += pair
+    for languages, stream in streams.items():
+        rows.add([tokenizer.bos, *stream], languages, "translation", tokenizer.pad)
     return truncated

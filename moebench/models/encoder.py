@@ -94,7 +94,7 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.layers))
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
+                nn.init.normal_(module.weight, std=shape.initial_std)
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
         self.sparse = sparse

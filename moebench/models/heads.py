@@ -13,12 +13,12 @@ from torch.nn import functional
 class MaskedLMHead(nn.Module):
     """Scores the vocabulary at the masked positions, with the embedding as the output matrix (tied)."""
 
-    def __init__(self, width: int, vocabulary: int, epsilon: float):
+    def __init__(self, width: int, vocabulary: int, epsilon: float, initial_std: float):
         super().__init__()
         self.dense = nn.Linear(width, width)
         self.norm = nn.LayerNorm(width, eps=epsilon)
         self.bias = nn.Parameter(torch.zeros(vocabulary))
-        nn.init.normal_(self.dense.weight, std=0.02)
+        nn.init.normal_(self.dense.weight, std=initial_std)
         nn.init.zeros_(self.dense.bias)
 
     def forward(self, states_ND: Tensor, embedding_VD: Tensor) -> Tensor:

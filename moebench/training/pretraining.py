@@ -133,7 +133,7 @@ class PretrainingModule(Training):
         super().__init__(optimisation, losses, consistency, seed)
         self.encoder = encoder
         encoder.freeze(optimisation.freeze_embedding, optimisation.freeze_blocks)
-        self.head = MaskedLMHead(encoder.shape.width, encoder.embedding.num_embeddings, encoder.shape.epsilon)
+        self.head = MaskedLMHead(encoder.shape.width, encoder.embedding.num_embeddings, encoder.shape.epsilon, encoder.shape.initial_std)
 
     def outputs(self, batch: Batch) -> tuple[Tensor, Tensor, list[Aux]]:
         """Return (N, V) logits of the masked pieces, those pieces, and what the sparse layer reports."""

@@ -49,7 +49,7 @@ def test_five_languages_cover_the_types():
     first = TYPOLOGIES[:5]
     assert {kind.order for kind in first} == {"SVO", "SOV", "VSO"}
     assert {kind.morphology for kind in first} == {"isolating", "agglutinating", "fusional"}
-    assert [kind.script for kind in first].count("latin") == 2
+    assert [kind.script for kind in first].count("latin") == 3
     assert {kind.adjective_first for kind in first} == {kind.postpositions for kind in first} == {True, False}
 
 
@@ -93,6 +93,18 @@ def test_cognates_are_spelt_alike_in_latin_and_transliterated_elsewhere():
         pivot = made["toma"].adverb(lemma)
         assert made["nuwa"].adverb(lemma) == pivot
         assert made["kerv"].adverb(lemma) == pivot.translate(str.maketrans("ptkbdgmnslrvfaeiou", "пткбдгмнслрвфаеиоу"))
+
+
+def test_romanised_languages_differ_from_others_by_their_letters_alone():
+    made = languages(WORLD, Constructed(languages=8, romanised=True))
+    pivot = made["toma"]
+    for name, language in made.items():
+        assert language.stems == LANGUAGES[name].stems
+        assert language.mark(True) == "?"
+        for lemma in WORLD.upos:
+            assert scripts(language.adverb(lemma)) == {"LATIN"}
+            assert (language.adverb(lemma) == pivot.adverb(lemma)) == (language.stems[lemma] == pivot.stems[lemma])
+    assert made["kerv"].noun("tool.1", "oblique", True).startswith(spell(made["kerv"].stems["tool.1"], "latin"))
 
 
 @pytest.mark.parametrize("name", LANGUAGES)

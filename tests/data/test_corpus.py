@@ -76,8 +76,8 @@ def test_text_rows_are_the_cut_stream_of_each_language(pieces, tmp_path, monkeyp
         assert len(held_out[language]) > 9
         assert [row for other, _, row in validation if other == language] == held_out[language][:9]
     assert {kind for _, kind, _ in validation} == {"text"}
-    text = sum(map(len, expected.values()))
-    assert counts["train"] == {"rows": text + 40, "text": text, "translation": 40, "truncated": counts["train"]["truncated"]}
+    text, pairs = sum(map(len, expected.values())), len(packed(source, pieces, 24)[0])
+    assert counts["train"] == {"rows": text + pairs, "text": text, "translation": pairs, "truncated": counts["train"]["truncated"]}
     assert counts["validation"] == {"rows": 27, "text": 27, "translation": 0, "truncated": 0}
 
 
@@ -96,21 +96,38 @@ def truncate(a, b, room):
     return a, b
 
 
+def packed(source, pieces, length):
+    """(languages, row) of all rows, languages by languages, and how many pairs were truncated: pairs taken while they fit."""
+    rows, truncated = [], 0
+    for other in "bc":
+        row = [BOS]
+        for _, text_a, language, text_b in source.pairs:
+            if language != other:
+                continue
+            whole_a, whole_b = pieces.encode(text_a)[0], pieces.encode(text_b)[0]
+            a, b = truncate(whole_a, whole_b, length - 3)
+            truncated += (a, b) != (whole_a, whole_b)
+            pair = [*a, EOS, *b, EOS]
+            if len(row + pair) > length:
+                rows.append((f"a-{other}", row))
+                row = [BOS]
+            row = row + pair
+        rows.append((f"a-{other}", row))
+    return [(languages, (row + [PAD] * length)[:length]) for languages, row in rows], truncated
+
+
+@pytest.mark.parametrize("batch", [3, 1000])
 @pytest.mark.parametrize("length", [5, 6, 16, 19, 64])
-def test_translation_rows(pieces, tmp_path, length):
+def test_translation_rows(pieces, tmp_path, monkeypatch, length, batch):
+    monkeypatch.setattr(corpus, "BATCH", batch)
     source = Source()
     counts = corpus.pack(source, pieces, length, 5, tmp_path)
-    rows = [(language, row) for language, kind, row in read(tmp_path, "train") if kind == "translation"]
-    assert len(rows) == len(source.pairs)
-    truncated = 0
-    for (language, row), (language_a, text_a, language_b, text_b) in zip(rows, source.pairs, strict=True):
-        whole_a, whole_b = pieces.encode(text_a)[0], pieces.encode(text_b)[0]
-        a, b = truncate(whole_a, whole_b, length - 3)
-        truncated += (a, b) != (whole_a, whole_b)
-        assert language == f"{language_a}-{language_b}"
-        assert row == ([BOS, *a, EOS, *b, EOS] + [PAD] * length)[:length]
+    rows = [(languages, row) for languages, kind, row in read(tmp_path, "train") if kind == "translation"]
+    expected, truncated = packed(source, pieces, length)
+    assert sorted(rows) == sorted(expected)
     assert counts["train"]["truncated"] == truncated
     assert (truncated > 0) == (length < 64)
+    assert length < 64 or len(rows) < len(source.pairs)
 
 
 def test_the_same_source_gives_the_same_bytes(pieces, tmp_path):

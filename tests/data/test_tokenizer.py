@@ -58,6 +58,13 @@ def surfaces(ours: Tokenizer, ids: list[int]) -> list[str]:
     return [ours._pieces.id_to_piece(number) for number in ids]
 
 
+def test_the_words_of_a_small_lexicon_are_pieces_where_the_vocabulary_has_room(tmp_path):
+    ours = tokenizer.train(texts(), 2000, tmp_path)
+    words = sorted({word.removesuffix(".") for text in texts() for word in text.split(" ")})
+    assert len(words) > 100
+    assert all(surfaces(ours, ours.encode(word)[0]) == [MARK + word] for word in words)
+
+
 @settings(max_examples=300, deadline=None)
 @given(text=TEXTS)
 def test_trained_ranges_are_exact(trained, text):

@@ -28,6 +28,17 @@ def inputs(rows=3, length=7):
     return ids, mask
 
 
+@pytest.mark.parametrize("std", [0.02, 0.1])
+def test_weights_start_with_the_spread_that_the_shape_states(std):
+    torch.manual_seed(0)
+    encoder = Encoder(shape(width=64, inner=128, initial_std=std), 500)
+    head = MaskedLMHead(64, 500, 1e-5, std)
+    matrices = [module.weight for module in (*encoder.modules(), head.dense) if isinstance(module, nn.Linear | nn.Embedding)]
+    assert len(matrices) == 2 + 4 * 2 + 1  # words, positions, four a block, the head
+    for weight in matrices:
+        assert weight.std().item() == pytest.approx(std, rel=0.05)
+
+
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_blocks_equal_torchs_transformer_layer(norm):
     torch.manual_seed(0)
@@ -164,7 +175,7 @@ def test_published_sizes_on_the_meta_device(project):
             encoder = build_encoder(setting.encoder, config.sparse(setting, method), method.model_dump(), 250002)
             router = encoder.sparse.router.parameters() if encoder.sparse else ()
             assert sum(parameter.numel() for parameter in router) == router_size
-            head = sum(parameter.numel() for parameter in MaskedLMHead(768, 250002, 1e-5).parameters())
+            head = sum(parameter.numel() for parameter in MaskedLMHead(768, 250002, 1e-5, 0.02).parameters())
             sizes[name] = [count + head for count in parameter_counts(encoder)]
     assert sizes["dense"][0] == pytest.approx(278.3e6, abs=0.05e6)
     assert sizes["xmoe_softmax"][0] == pytest.approx(731.8e6, abs=0.05e6)

@@ -43,7 +43,7 @@ class ConstructedSource:
     """
 
     name = "constructed"
-    revision = "constructed-1"
+    revision = "constructed-2"
     """Raised by hand whenever the same options give other text."""
 
     def __init__(self, options: Constructed) -> None:
@@ -84,7 +84,7 @@ class ConstructedSource:
 
         ``train`` has ``options.documents`` per language, ``validation`` a tenth of that.
         """
-        streams = {name: self._documents(f"documents/{name}", split, self.options.documents) for name in self.languages}
+        streams = {name: self._stream(corpus.documents, f"documents/{name}", split, self.options.documents) for name in self.languages}
         for lines in zip(*streams.values(), strict=True):
             for name, document in zip(streams, lines, strict=True):
                 yield name, corpus.written(document, self.speakers[name])
@@ -92,18 +92,16 @@ class ConstructedSource:
     def parallel(self, split: str) -> Iterator[tuple[str, str, str, str]]:
         """Yield (pivot, text, other language, its translation), the other languages taking turns.
 
-        ``train`` has ``options.parallel`` pairs per language, ``validation`` a tenth of that. A text has one or two lines, so that both
-        sides together fit into a short training row.
+        ``train`` has ``options.parallel`` pairs per language, ``validation`` a tenth of that: phrases and single sentences.
         """
         others = self.languages[1:]
-        streams = [self._documents(f"parallel/{name}", split, self.options.parallel, (1, 2)) for name in others]
+        streams = [self._stream(corpus.phrase_book, f"parallel/{name}", split, self.options.parallel) for name in others]
         for lines in zip(*streams, strict=True):
-            for name, document in zip(others, lines, strict=True):
-                yield self.pivot, corpus.written(document, self.speakers[self.pivot]), name, corpus.written(document, self.speakers[name])
+            for name, line in zip(others, lines, strict=True):
+                yield self.pivot, corpus.written([line], self.speakers[self.pivot]), name, corpus.written([line], self.speakers[name])
 
-    def _documents(self, stream: str, split: str, count: int, lines: tuple[int, int] = (3, 6)) -> Iterator[list[corpus.Line]]:
-        count = count if split == "train" else (count + 9) // 10
-        return corpus.documents(self.world, f"{self.options.seed}/{stream}/{split}", split, count, lines)
+    def _stream(self, make: Callable[[World, str, str, int], Iterator[Any]], name: str, split: str, count: int) -> Iterator[Any]:
+        return make(self.world, f"{self.options.seed}/{name}/{split}", split, count if split == "train" else (count + 9) // 10)
 
     def items(self, task: str, split: str, language: str = "") -> list[Item]:
         """Return the meanings behind the rows of a training set or task; no two are the same.

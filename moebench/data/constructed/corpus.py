@@ -1,4 +1,4 @@
-"""Unlabelled text: short documents of events, restatements, contradictions, questions and answers."""
+"""Unlabelled text: short documents of events, restatements, contradictions, questions and answers; phrases and sentences to translate."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from moebench.data.constructed.meaning import Event, Sentence
 from moebench.data.constructed.realise import Realiser, text
 from moebench.data.constructed.world import Sampler, World
 
+PHRASES = 2 / 3
+"""Share of the translated texts that are no sentences."""
+
 
 class Line(NamedTuple):
     """A sentence of a document: a statement with or without connective, a question, or its short answer."""
@@ -21,12 +24,24 @@ class Line(NamedTuple):
     asked: str = ""
 
 
-def documents(world: World, seed: str, split: str, count: int, lines: tuple[int, int] = (3, 6)) -> Iterator[list[Line]]:
-    """Yield ``count`` documents with between ``lines`` lines; every name occurs in them."""
+def documents(world: World, seed: str, split: str, count: int) -> Iterator[list[Line]]:
+    """Yield ``count`` documents of three to six lines; every name occurs in them."""
     rng = random.Random(seed)
     sampler = Sampler(world, rng, split, "all")
     for _ in range(count):
-        yield _document(world, sampler, rng, rng.randint(*lines))
+        yield _document(world, sampler, rng, rng.randint(3, 6))
+
+
+def phrase_book(world: World, seed: str, split: str, count: int) -> Iterator[Line]:
+    """Yield ``count`` lines to translate: two of three are a phrase or a verb alone, put like an answer, the others a statement."""
+    rng = random.Random(seed)
+    sampler = Sampler(world, rng, split, "all")
+    for _ in range(count):
+        event = sampler.event()
+        if rng.random() < PHRASES:
+            yield Line("answer", Sentence(event), asked=rng.choice([*event.slots, "verb"]))
+        else:
+            yield Line("statement", put(event, rng))
 
 
 def _document(world: World, sampler: Sampler, rng: random.Random, length: int) -> list[Line]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from moebench.config import Constructed
@@ -66,13 +65,14 @@ TYPOLOGIES = (
     Typology("toma", "latin", "SVO", "isolating", True, False, True, *_syllables("p t k b d g m n s l r v f", "aeiou", "- - - n l s r")),
     Typology("sond", "latin", "SVO", "fusional", False, False, True, *_syllables("p t k d m n s S l r v br st tr", "aeioO", "- - n r s t")),
     Typology(
+        "rasu", "devanagari", "SOV", "isolating", True, True, False, *_syllables("p t k b d g m n s S C l r v h j", "aeiou", "- - - n r")
+    ),
+    Typology("nuwa", "latin", "VSO", "isolating", False, False, False, *_syllables("p t k m n h l j f N", "aeiouA", "- - - n")),
+    Typology(
         "kerv", "cyrillic", "SOV", "agglutinating", True, True, False, *_syllables("p t k b d g m n z S C l v h", "aeiouY", "- - k m r z")
     ),
     Typology(
         "lyth", "greek", "VSO", "fusional", False, False, True, *_syllables("p t k b d g m n s l r f h T pl kr", "aeioE", "- - n s r")
-    ),
-    Typology(
-        "rasu", "devanagari", "SOV", "isolating", True, True, False, *_syllables("p t k b d g m n s S C l r v h j", "aeiou", "- - - n r")
     ),
     Typology(
         "mzev", "georgian", "VSO", "agglutinating", False, False, False, *_syllables("p t k d g m n z S C l r v q mz", "aeiou", "- - b l d")
@@ -80,7 +80,6 @@ TYPOLOGIES = (
     Typology(
         "vosk", "armenian", "SOV", "fusional", True, True, False, *_syllables("p t k b d m n s z S C l r v h T", "aeiou", "- - k r n s")
     ),
-    Typology("nuwa", "latin", "VSO", "isolating", False, False, False, *_syllables("p t k m n h l j f N", "aeiouA", "- - - n")),
 )
 
 
@@ -211,7 +210,9 @@ class Language:
 
 
 def languages(world: World, options: Constructed) -> dict[str, Language]:
-    """Make the first ``options.languages`` languages; the first one is the pivot."""
-    pivot = Language(TYPOLOGIES[0], world, options)
-    others: Iterable[Typology] = TYPOLOGIES[1 : options.languages]
+    """Make the first ``options.languages`` languages, all in the letters of the pivot, the first one, if ``options.romanised``."""
+    first, *others = TYPOLOGIES[: options.languages]
+    if options.romanised:
+        others = [replace(kind, script=first.script) for kind in others]
+    pivot = Language(first, world, options)
     return {pivot.name: pivot} | {kind.name: Language(kind, world, options, pivot) for kind in others}

@@ -69,7 +69,9 @@ class Realiser:
         return [*chunks, self._stop]
 
     def answer(self, event: Event, asked: str) -> list[Chunk]:
-        """Return the chunks of a short answer: the slot's words alone."""
+        """Return the chunks of a short answer: the words of the slot, or of the verb, alone."""
+        if asked == "verb":
+            return [*self._verb(event.verb, event.negated, False, event.agent.number != 0), self._stop]
         if asked == "count":
             return [_chunk("", [self._function[f"number{event.patient.number}"]]), self._stop]
         if asked in ("time", "place"):

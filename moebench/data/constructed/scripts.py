@@ -6,7 +6,7 @@ PLAIN = "ptkbdgmnslrvfzhjSCaeiou"
 """Sounds that every script can write (S as in ship, C as in chip), hence what a cognate may hold."""
 
 LETTERS = {
-    "latin": dict(zip(PLAIN, "ptkbdgmnslrvfzhjščaeiou", strict=True)) | {"O": "ö", "U": "ü", "A": "ā", "N": "ñ"},
+    "latin": dict(zip(PLAIN, "ptkbdgmnslrvfzhjščaeiou", strict=True)) | dict(zip("OUANYTEq", "öüāñyþēq", strict=True)),
     "cyrillic": dict(zip(PLAIN, "пткбдгмнслрвфзхйшчаеиоу", strict=True)) | {"Y": "ы"},
     "greek": dict(zip(PLAIN, "πτκβδγμνσλρϝφζχϊψξαειου", strict=True)) | {"T": "θ", "E": "η"},
     "devanagari": dict(zip(PLAIN, "पतकबदगमनसलरवफजहयशचअएइओउ", strict=True)),
