@@ -121,6 +121,7 @@ class HubTokenizer(Tokenizer):
         self.size = max(vocabulary.values()) + 1
         self._bare = vocabulary.get(MARK, -1) if unigram else -1
         self._mark = MARK if unigram else ""
+        self._words = {}
 
     @classmethod
     def load(cls, folder: Path) -> HubTokenizer:

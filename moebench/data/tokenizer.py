@@ -193,6 +193,7 @@ class Tokenizer:
         self._length = [len(surface) for surface in surfaces]
         self._marked = [surface.startswith(MARK) for surface in surfaces]
         self._bare = surfaces.index(MARK) if MARK in surfaces else -1
+        self._words: dict[str, list[int]] = {}
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
@@ -253,8 +254,11 @@ class Tokenizer:
         """
         ids: list[int] = []
         first: list[int] = []
-        for pieces in self.encode_batch(words):
-            pieces = pieces or [self.unk]
+        new = [word for word in dict.fromkeys(words) if word not in self._words]
+        if new:  # a call costs as much as a hundred words that are known
+            self._words.update(zip(new, self.encode_batch(new), strict=True))
+        for word in words:
+            pieces = self._words[word] or [self.unk]
             first.append(len(ids) + (pieces[0] == self._bare and len(pieces) > 1))
             ids += pieces
         return ids, first

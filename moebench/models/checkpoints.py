@@ -137,13 +137,13 @@ def load_checkpoint(encoder: Encoder, folder: Path) -> None:
     """Copy a checkpoint's weights into the trunk; the sparse layer stays as it is.
 
     Raises:
-        MoebenchError: as `weights_of`, or the encoder has another shape (dropout is free); the message names each value and what it
-            should be.
+        MoebenchError: as `weights_of`, or the encoder has another shape (dropout and the initial spread are free); the message names each
+            value and what it should be.
     """
     right = shape_of(folder)
     wrong = [
         f"encoder.{name} is {ours!r}, should be {theirs!r}"
-        for name, theirs in right.model_dump(exclude={"dropout"}).items()
+        for name, theirs in right.model_dump(exclude={"dropout", "initial_std"}).items()
         if (ours := getattr(encoder.shape, name)) != theirs
     ]
     if encoder.embedding.num_embeddings != rows_of(folder):

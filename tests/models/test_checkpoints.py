@@ -92,7 +92,16 @@ def test_our_encoder_equals_a_random_one_of_transformers(tmp_path, case, head, s
 
 
 def test_shapes(checkpoint):
-    sizes = {"layers": 2, "width": 16, "heads": 4, "inner": 24, "positions": "learned", "max_positions": 12, "dropout": 0.1}
+    sizes = {
+        "layers": 2,
+        "width": 16,
+        "heads": 4,
+        "inner": 24,
+        "positions": "learned",
+        "max_positions": 12,
+        "dropout": 0.1,
+        "initial_std": 0.02,
+    }
     expected = {
         "bert": {"norm": "post", "token_types": 2, "epsilon": 1e-12},
         "xlm-roberta": {"norm": "post", "token_types": 1, "epsilon": 1e-5},
@@ -158,7 +167,7 @@ def test_only_the_trunk_is_loaded(checkpoint):
 
 def test_an_encoder_that_does_not_fit_is_refused_value_by_value(checkpoint):
     folder, *_ = checkpoint("bert")
-    shape = shape_of(folder).model_copy(update={"heads": 2, "norm": "pre", "epsilon": 1e-5, "dropout": 0.0})
+    shape = shape_of(folder).model_copy(update={"heads": 2, "norm": "pre", "epsilon": 1e-5, "dropout": 0.0, "initial_std": 0.1})
     with pytest.raises(MoebenchError) as caught:
         load_checkpoint(build_encoder(shape, None, {"layer": "none"}, 50), folder)
     assert str(caught.value).endswith(
