@@ -51,6 +51,7 @@ def table1_blocks(table: pd.DataFrame, expected: Expected) -> list[Block]:
             blocks += _group(rows, expected, heading, tasks, text)
     blocks += _uncertainty(rows, expected)
     blocks.append(_shallow(table, rows, expected, constructed))
+    blocks.append(_in_language(table, rows, expected))
     if expected.floors:
         cells = _cells(rows, expected, "floor", expected.floors, [*expected.tasks, AVERAGE])
         header = ("method", *map(task_column, expected.tasks), "average")
@@ -170,6 +171,26 @@ def _shallow(table: pd.DataFrame, rows: Rows, expected: Expected, constructed: b
             (task_column(name), said or EMPTY, _spread(model, "zero_shot", "zero_shot_sd", 1) if model else EMPTY, fact["clears_bar"])
         )
     return Block("Shallow baselines", (rule,), ("task", "shallow baselines", dense, "counts" if constructed else "beaten"), tuple(lines))
+
+
+def _in_language(table: pd.DataFrame, rows: Rows, expected: Expected) -> Block:
+    """Every method in the training language, and the best shallow baseline there."""
+    text = (
+        "The training language alone, mean over seeds ± sample standard deviation; question answering shows (F1 + EM) / 2. What is far"
+        " above the shallow baseline here and not zero-shot is learned but does not transfer."
+    )
+    sections = [("compared", name) for name in expected.compared] + [("floor", name) for name in expected.floors]
+    lines = [
+        (expected.methods[name].label, *(_spread(rows[section, task, name], "pivot", "pivot_sd", 1) for task in expected.tasks))
+        for section, name in sections
+    ]
+    best = []
+    for task in expected.tasks:
+        there = [row for row in rows_of(table) if (row["section"], row["task"]) == ("shallow", task) and row["pivot"] is not None]
+        first = max(there, key=lambda row: row["pivot"], default=None)
+        best.append(f"{first['label']} {number(first['pivot'], 1)}" if first else EMPTY)
+    header = ("method", *map(task_column, expected.tasks))
+    return Block("In the training language", (text,), header, (*lines, ("best shallow baseline", *best)))
 
 
 def _published(expected: Expected, number: str, constructed: bool) -> Block:

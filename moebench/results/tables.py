@@ -207,7 +207,7 @@ def average_scores(per_task: Mapping[str, Scores]) -> Scores:
 
 TABLE1_COLUMNS = (
     *("section", "task", "stands_for", "method", "label", "value", "sd", "n_seeds", "bootstrap_se", "f1", "em"),
-    *("pivot", "zero_shot", "zero_shot_sd", "difference", "ci_low", "ci_high", "p", "p_holm", "shallow", "shallow_zero_shot"),
+    *("pivot", "pivot_sd", "zero_shot", "zero_shot_sd", "difference", "ci_low", "ci_high", "p", "p_holm", "shallow", "shallow_zero_shot"),
     *("clears_bar", "published", "published_where", "note"),
 )
 
@@ -218,9 +218,10 @@ def table1_xtreme(records: pd.DataFrame, expected: Expected) -> pd.DataFrame:
     Columns: ``section`` is ``compared``, ``floor`` (fine-tuned from random weights) or ``shallow`` (baselines); ``value`` the mean over
     seeds of the mean over languages (for question answering of (F1 + EM) / 2), ``sd`` its sample deviation over ``n_seeds``;
     ``bootstrap_se`` the mean over seeds of the standard error over test examples, an upper bound (`task_scores`), empty where the records
-    have none and for the average; ``pivot`` and ``zero_shot`` the means over seeds of the training language and of the others;
-    ``difference`` to the baseline method with its 95 % t interval, ``p`` and, adjusted over the compared methods of the task, ``p_holm``;
-    ``shallow`` the best shallow baseline, ``clears_bar`` whether the task counts; ``published`` the paper's own value, as printed;
+    have none and for the average; ``pivot`` and ``zero_shot`` the means over seeds of the training language and of the others, ``pivot_sd``
+    and ``zero_shot_sd`` their deviations; ``difference`` to the baseline method with its 95 % t interval, ``p`` and, adjusted over the
+    compared methods of the task, ``p_holm``; ``shallow`` the best shallow baseline, ``clears_bar`` whether the task counts; ``published``
+    the paper's own value, as printed;
     ``note`` why something is empty.
     """
     per_task = {name: task_scores(records, catalogue.task(name), expected.pivots.get(name)) for name in expected.tasks}
@@ -271,6 +272,7 @@ def _summary(scores: Scores) -> dict[str, Any]:
         "f1": middle(scores.metrics["f1"]) if "em" in scores.metrics else None,
         "em": middle(scores.metrics["em"]) if "em" in scores.metrics else None,
         "pivot": middle(scores.pivot),
+        "pivot_sd": deviation(list(scores.pivot.values())),
         "zero_shot": middle(scores.zero_shot),
         "zero_shot_sd": deviation(list(scores.zero_shot.values())),
     }

@@ -182,6 +182,21 @@ def test_a_task_below_the_bar_stands_outside_the_average(root):
     assert [row[0] for row in tables["Floor: fine-tuned from random weights"][1:]] == ["Random weights"]
 
 
+def test_the_training_language_has_a_block_with_the_best_shallow_baseline(root):
+    tabulate(root, "cpu", "xmoe")
+    folder = root / "results/cpu/xmoe"
+    tables = markdown_tables((folder / "table1_xtreme.md").read_text(encoding="utf-8"))
+    block = tables["In the training language"]
+    with open(folder / "table1_xtreme.csv", encoding="utf-8", newline="") as handle:
+        cells = list(csv.DictReader(handle))
+    assert block[0] == ["method", *(row[0] for row in tables["Shallow baselines"][1:])]
+    assert [row[0] for row in block[1:]] == ["Dense", "Dense & 50 % wider_", "Random weights", "best shallow baseline"]
+    pos = {row["method"]: row for row in cells if row["task"] == "constructed_pos"}
+    assert block[1][1] == f"{float(pos['dense']['pivot']):.1f} ± {float(pos['dense']['pivot_sd']):.1f}"
+    assert block[-1][1] == f"overlap {SHALLOW['constructed_pos']:.1f}"
+    assert {row[-1] for row in block[1:]} == {"—"}  # no record says which language it was trained on
+
+
 def test_published_rows_are_a_block_of_their_own(root):
     tabulate(root, "cpu", "xmoe")
     text = (root / "results/cpu/xmoe/table1_xtreme.md").read_text(encoding="utf-8")
