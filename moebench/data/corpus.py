@@ -145,9 +145,10 @@ def _add_translations(rows: _Rows, batches: Iterator[list[tuple[str, ...]]], tok
             truncated += len(a) + len(b) > room
             kept = min(len(a), max((room + 1) // 2, room - len(b)))
             pair = [*a[:kept], tokenizer.eos, *b[: room - kept], tokenizer.eos]
-            stream = streams.setdefault(f"{language_a}-{language_b}", [])
+            languages = f"{language_a}-{language_b}"
+            stream = streams.setdefault(languages, [])
             if len(stream) + len(pair) >= length:
-                rows.add([tokenizer.bos, *stream], f"{language_a}-{language_b}", "translation", tokenizer.pad)
+                rows.add([tokenizer.bos, *stream], languages, "translation", tokenizer.pad)
                 stream.clear()
             stream += pair
     for languages, stream in streams.items():

@@ -165,12 +165,16 @@ def _shallow(table: pd.DataFrame, rows: Rows, expected: Expected, constructed: b
     for name in expected.tasks:
         fact = rows["compared", name, expected.baseline]
         model = rows["compared", name, expected.dense] if expected.dense else None
-        baselines = rows_of(table[(table["section"] == "shallow") & (table["task"] == name)])
+        baselines = _shallow_rows(table, name)
         said = ", ".join(f"{row['label']} {number(row['zero_shot'], 1)}" for row in baselines if row["zero_shot"] is not None)
         lines.append(
             (task_column(name), said or EMPTY, _spread(model, "zero_shot", "zero_shot_sd", 1) if model else EMPTY, fact["clears_bar"])
         )
     return Block("Shallow baselines", (rule,), ("task", "shallow baselines", dense, "counts" if constructed else "beaten"), tuple(lines))
+
+
+def _shallow_rows(table: pd.DataFrame, task: str) -> list[dict[str, Any]]:
+    return rows_of(table[(table["section"] == "shallow") & (table["task"] == task)])
 
 
 def _in_language(table: pd.DataFrame, rows: Rows, expected: Expected) -> Block:
@@ -186,7 +190,7 @@ def _in_language(table: pd.DataFrame, rows: Rows, expected: Expected) -> Block:
     ]
     best = []
     for task in expected.tasks:
-        there = [row for row in rows_of(table) if (row["section"], row["task"]) == ("shallow", task) and row["pivot"] is not None]
+        there = [row for row in _shallow_rows(table, task) if row["pivot"] is not None]
         first = max(there, key=lambda row: row["pivot"], default=None)
         best.append(f"{first['label']} {number(first['pivot'], 1)}" if first else EMPTY)
     header = ("method", *map(task_column, expected.tasks))

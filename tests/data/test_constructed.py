@@ -96,6 +96,16 @@ def test_text_has_the_size_that_was_asked_for(source):
     assert source.languages[0] == source.pivot
 
 
+def test_translations_have_the_same_sentences_in_the_same_order(source):
+    for one, text, other, translation in source.parallel("train"):
+        shapes = []
+        for name, document in ((one, text), (other, translation)):
+            language = source.speakers[name].language
+            marks = {language.mark(True): "?", language.mark(False): "."}
+            shapes.append("".join(marks.get(word, "") for word in document.split(" ")))
+        assert shapes[0] == shapes[1]
+
+
 def test_translations_are_phrases_verbs_and_single_sentences(source):
     kinds = Counter()
     for line in corpus.phrase_book(source.world, "any", "train", 900):
