@@ -6,7 +6,6 @@ A rows, E experts, D input width, F output width.
 from __future__ import annotations
 
 import functools
-import itertools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -112,14 +111,12 @@ class _Segments(torch.autograd.Function):
         ctx.save_for_backward(rows_AD if ctx.needs_input_grad[1] else None, weight_EFD if ctx.needs_input_grad[0] else None)
         ctx.counts = counts
         out_AF = rows_AD.new_empty(len(rows_AD), weight_EFD.shape[1])
-
-        def work(e: int, rows: slice) -> None:
-            if bias_EF is None:
-                torch.mm(rows_AD[rows], weight_EFD[e].T, out=out_AF[rows])
-            else:
-                torch.addmm(bias_EF[e], rows_AD[rows], weight_EFD[e].T, out=out_AF[rows])
-
-        _for_each(counts, work, out_AF.device)
+        rows, weight, out = rows_AD.split(counts), weight_EFD.mT.unbind(), out_AF.split(counts)
+        if bias_EF is None:
+            _for_each(counts, lambda e: torch.mm(rows[e], weight[e], out=out[e]), out_AF.device)
+        else:
+            bias = bias_EF.unbind()
+            _for_each(counts, lambda e: torch.addmm(bias[e], rows[e], weight[e], out=out[e]), out_AF.device)
         return out_AF
 
     @staticmethod
@@ -131,16 +128,19 @@ class _Segments(torch.autograd.Function):
         grad_rows_AD = None if weight_EFD is None else grad_AF.new_empty(len(grad_AF), weight_EFD.shape[2])
         grad_weight_EFD = None if rows_AD is None else grad_AF.new_empty(experts, width, rows_AD.shape[1])
         grad_bias_EF = grad_AF.new_empty(experts, width) if ctx.needs_input_grad[2] else None
-
-        def work(e: int, rows: slice) -> None:
-            if grad_rows_AD is not None:
-                torch.mm(grad_AF[rows], weight_EFD[e], out=grad_rows_AD[rows])
-            if grad_weight_EFD is not None:
-                torch.mm(grad_AF[rows].T, rows_AD[rows], out=grad_weight_EFD[e])
-            if grad_bias_EF is not None:
-                torch.sum(grad_AF[rows], 0, out=grad_bias_EF[e])
-
-        _for_each(ctx.counts, work, grad_AF.device)
+        # products of each expert: views are made at once, one by one they cost as much as a small product
+        grad = grad_AF.split(ctx.counts)
+        products: list[Callable[[int], object]] = []
+        if grad_rows_AD is not None:
+            weight, grad_rows = weight_EFD.unbind(), grad_rows_AD.split(ctx.counts)
+            products.append(lambda e: torch.mm(grad[e], weight[e], out=grad_rows[e]))
+        if grad_weight_EFD is not None:
+            rows, grad_weight = rows_AD.split(ctx.counts), grad_weight_EFD.unbind()
+            products.append(lambda e: torch.mm(grad[e].T, rows[e], out=grad_weight[e]))
+        if grad_bias_EF is not None:
+            grad_bias = grad_bias_EF.unbind()
+            products.append(lambda e: torch.sum(grad[e], 0, out=grad_bias[e]))
+        _for_each(ctx.counts, lambda e: [product(e) for product in products], grad_AF.device)
         for grad in (grad_weight_EFD, grad_bias_EF):
             _zero_without_rows(grad, ctx.counts)
         return grad_rows_AD, grad_weight_EFD, grad_bias_EF, None
@@ -158,7 +158,8 @@ class _PerRow(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_AF: Tensor) -> tuple[Tensor, None]:
         sums_EF = grad_AF.new_empty(len(ctx.counts), grad_AF.shape[1])
-        _for_each(ctx.counts, lambda e, rows: torch.sum(grad_AF[rows], 0, out=sums_EF[e]), grad_AF.device)
+        grad, sums = grad_AF.split(ctx.counts), sums_EF.unbind()
+        _for_each(ctx.counts, lambda e: torch.sum(grad[e], 0, out=sums[e]), grad_AF.device)
         _zero_without_rows(sums_EF, ctx.counts)
         return sums_EF, None
 
@@ -174,29 +175,28 @@ def _zero_without_rows(grad: Tensor | None, counts: list[int]) -> None:
             grad[expert].zero_()
 
 
-def _for_each(counts: list[int], work: Callable[[int, slice], object], device: torch.device) -> None:
-    """Call ``work`` for each expert that has rows, with the place of its rows.
+def _for_each(counts: list[int], work: Callable[[int], object], device: torch.device) -> None:
+    """Call ``work`` for each expert that has rows.
 
     On a CPU, threads take one expert after the other, the largest first. If all threads shared every product, they would wait for each
     other after each: for small products a fifth of the time on an idle machine, several times it on a busy one. Only the product of an
     expert with more than half of a thread's part of the rows is shared.
     """
     threads = torch.get_num_threads() if device.type == "cpu" else 1
-    ends = itertools.accumulate(counts)
-    segments = [(expert, slice(end - count, end)) for expert, (count, end) in enumerate(zip(counts, ends, strict=True)) if count]
     share = sum(counts) / threads
-    alone = [] if threads == 1 else sorted((s for s in segments if 2 * counts[s[0]] <= share), key=lambda s: -counts[s[0]])
-    for segment in segments:
-        if threads == 1 or 2 * counts[segment[0]] > share:
-            work(*segment)
+    busy = [expert for expert, count in enumerate(counts) if count]
+    alone = [] if threads == 1 else sorted((e for e in busy if 2 * counts[e] <= share), key=lambda e: -counts[e])
+    for expert in busy:
+        if threads == 1 or 2 * counts[expert] > share:
+            work(expert)
     if not alone:
         return
     queue = iter(alone)
 
     def run() -> None:
         with torch.inference_mode():  # a thread starts with gradients on
-            for segment in queue:
-                work(*segment)
+            for expert in queue:
+                work(expert)
 
     torch.set_num_threads(1)
     try:
