@@ -1,4 +1,5 @@
-# make reproduce   sets up .venv and brings the selected profile up to date; PROFILE=smoke PAPER=xmoe JOBS=4 choose
+# make reproduce   sets up .venv and brings the selected profile up to date; PROFILE=smoke PAPER=xmoe JOBS=4 choose;
+#                  PAPER=xmoe METHOD=name trains that method alone and adds it to the tables that are there
 # make test        the tests; make lint: format, style, types, imports
 # make setup       .venv from requirements.lock, once; make clean: removes caches, keeps .venv, data and runs
 
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 .PHONY: reproduce test lint setup clean
 
 reproduce: setup
-	@$(BIN)/python -m moebench run $(if $(PROFILE),--profile $(PROFILE)) $(if $(PAPER),--paper $(PAPER)) $(if $(JOBS),--jobs $(JOBS))
+	@$(BIN)/python -m moebench run $(if $(PROFILE),--profile $(PROFILE)) $(if $(PAPER),--paper $(PAPER)) $(addprefix --method ,$(METHOD)) $(if $(JOBS),--jobs $(JOBS))
 
 test: setup
 	$(BIN)/python -m pytest

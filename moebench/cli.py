@@ -57,6 +57,9 @@ def _parser() -> argparse.ArgumentParser:
 
     run = verb("run", "run whatever is not up to date, stages side by side")
     run.add_argument("--paper", help="default: all of them")
+    run.add_argument(
+        "--method", action="append", help="train and score this one alone, the records of the others stay; may be repeated; needs --paper"
+    )
     run.add_argument("--jobs", type=int, help="stages side by side; default: one a GPU, or as many as the CPU cores allow")
     verb("select", "write the profile into params.yaml and the lists of stages that the pipeline expands")
     names = verb("list", "print the names of one kind, one a line")
@@ -84,7 +87,9 @@ def _run(root: Path, profile: str, options: argparse.Namespace) -> int:
 
     if options.jobs is not None and options.jobs < 1:
         raise MoebenchError(f"--jobs has the value {options.jobs}; should be 1 or more")
-    return run(root, profile, options.jobs, options.paper)
+    if options.method and not options.paper:
+        raise MoebenchError("--method needs --paper: methods of two papers may have one name")
+    return run(root, profile, options.jobs, options.paper, options.method or ())
 
 
 def _select(root: Path, profile: str, options: argparse.Namespace) -> None:

@@ -149,10 +149,15 @@ def write(path: Path, rows: Iterable[Mapping[str, Any]], form: Form) -> None:
 
 
 def read(path: Path, form: Form) -> pd.DataFrame:
+    """Read and check a file written by `write` (see `read_rows`)."""
+    return pd.DataFrame(read_rows(path, form), columns=list(form.columns))
+
+
+def read_rows(path: Path, form: Form) -> list[dict[str, Any]]:
     """Read and check a file written by `write`.
 
     Returns:
-        One row a line, with the columns of ``form``; an empty cell is none.
+        Column → value of each line; an empty cell is none.
 
     Raises:
         MoebenchError: missing or damaged file, unknown or missing column, value of the wrong type or not finite, two lines of one key;
@@ -186,10 +191,15 @@ def read(path: Path, form: Form) -> pd.DataFrame:
                 rows[key] = row
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise MoebenchError(f"{path}: cannot be read: {error}") from error
-    return pd.DataFrame(list(rows.values()), columns=list(form.columns))
+    return list(rows.values())
 
 
 def command(paper: str, stage: str, profile: str, method: str, seed: int, training_set: str = "") -> str:
     """Return the command that makes one run, for example ``dvc repro experiments/xmoe/dvc.yaml:finetune@cpu-dense-udpos-0``."""
+    return f"dvc repro {address(paper, stage, profile, method, seed, training_set)}"
+
+
+def address(paper: str, stage: str, profile: str, method: str, seed: int, training_set: str = "") -> str:
+    """Return what DVC calls the stage of one run."""
     key = "-".join(part for part in (profile, method, training_set, str(seed)) if part)
-    return f"dvc repro experiments/{paper}/dvc.yaml:{stage}@{key}"
+    return f"experiments/{paper}/dvc.yaml:{stage}@{key}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,11 @@ from moebench import catalogue, config
 from moebench.errors import MoebenchError
 from moebench.files import read_json, read_jsonl, sha256, write_text
 from moebench.results import records
+from moebench.stages.kept import keep
 from moebench.stages.select import training_sets
 from moebench.tasks import scoring, uncertainty
 
+FILES = {"records.csv": records.RECORDS, "provenance.csv": records.PROVENANCE, "costs.csv": records.COSTS}
 MEASURE: dict[str, Any] = {"stage": str, "task": str, "language": str, "metric": str, "value": (int, float), "n": int}
 
 
@@ -57,13 +59,19 @@ def expected_runs(root: Path, profile: str, paper: str) -> list[Run]:
     ]
 
 
+def made_from(root: Path, profile: str, paper: str) -> dict[str, list[str]]:
+    """Map each method of a profile to those whose runs it starts from."""
+    starts = {name: config.method(root, paper, name).pretrain_as for name in config.method_names(root, paper, profile)}
+    return {name: [start] if start else [] for name, start in starts.items()}
+
+
 def data_name(manifest: dict[str, Any]) -> str:
     """Return the short name of the data that every record carries: ``constructed-1``, or ``files:`` and 12 digits of the revision."""
     revision = str(manifest["revision"])
     return f"files:{revision[:12]}" if manifest["source"] == "files" else revision
 
 
-def evaluate(root: Path, profile: str, paper: str, partial: bool = False) -> None:
+def evaluate(root: Path, profile: str, paper: str, only: Collection[str] = ()) -> list[str]:
     """Score every prediction and write ``records.csv``, ``provenance.csv`` and ``costs.csv`` under ``results/<profile>/<paper>/``.
 
     Everything is read and scored before the first file is written. Fine-tuned runs also get the bootstrap standard error of each score
@@ -78,24 +86,29 @@ def evaluate(root: Path, profile: str, paper: str, partial: bool = False) -> Non
         root: the project's root.
         profile: name of the profile.
         paper: name of the paper.
-        partial: write what is there although cells are missing; the tables show the holes.
+        only: score the runs of these methods alone; the records of all others stay as they are (`moebench.stages.kept`). None: score all.
+
+    Returns:
+        The methods whose records stay although their code has changed.
 
     Raises:
-        MoebenchError: cells are missing (the message lists them and the command that makes the first), or a file is damaged or does not
-            fit the test data.
+        MoebenchError: cells are missing (the message lists them and the command that makes the first), a file is damaged or does not
+            fit the test data, or the records of other methods cannot stay.
     """
     prepared = root / "data" / "prepared" / profile
     manifest = read_json(prepared / "manifest.json")
     tasks = config.tasks(config.data(root, profile))
     gold = {task.name: _gold(prepared, task, profile) for task in tasks}
     common = {"profile": profile, "data": data_name(manifest), "paper": paper}
-    rows: list[dict[str, Any]] = []
-    provenance: list[dict[str, Any]] = []
-    costs: list[dict[str, Any]] = []
+    runs = expected_runs(root, profile, paper)
+    kept, changed = keep(root, profile, paper, only, made_from(root, profile, paper), runs, FILES)
+    rows, provenance, costs = (kept[name] for name in FILES)
     missing: list[tuple[Path, str]] = []
     members: dict[tuple[str, str], list[Path]] = defaultdict(list)  # (method, training set) → folders of its finished seeds
 
-    for run in expected_runs(root, profile, paper):
+    for run in runs:
+        if only and run.method not in only:
+            continue
         folder = run.folder(root, profile, paper)
         make = records.command(paper, run.stage, profile, run.method, run.seed, run.training_set)
         if not (folder / "costs.json").is_file() or (folder / "run.json").exists():  # not there, or not finished
@@ -140,18 +153,15 @@ def evaluate(root: Path, profile: str, paper: str, partial: bool = False) -> Non
                 rows += (common | {"method": name, "seed": 0, "stage": "baseline"} | score for score in found)
                 missing += ((hole, make) for hole in holes)
 
-    if missing and not partial:
+    if missing:
         listed = "\n".join(f"  {path.relative_to(root)}" for path, _ in missing)
         raise MoebenchError(f"{len(missing)} missing under {root}:\n{listed}\nThe first is made by: {missing[0][1]}")
     target = root / "results" / profile / paper
-    parts = (
-        ("records.csv", rows, records.RECORDS),
-        ("provenance.csv", provenance, records.PROVENANCE),
-        ("costs.csv", costs, records.COSTS),
-    )
-    texts = {target / name: records.render(content, form, target / name) for name, content, form in parts}
+    contents = zip(FILES.items(), (rows, provenance, costs), strict=True)
+    texts = {target / name: records.render(content, form, target / name) for (name, form), content in contents}
     for path, text in texts.items():
         write_text(path, text)
+    return changed
 
 
 def _gold(prepared: Path, task: catalogue.Task, profile: str) -> dict[str, list[dict[str, Any]]]:

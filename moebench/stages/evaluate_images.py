@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,10 @@ from moebench.files import read_json, sha256, write_text
 from moebench.metrics import bootstrap, calibration, diversity, fewshot, ood, selective
 from moebench.results import records
 from moebench.results.images import CURVES, FEWSHOT, FITTED, MODEL, SUMMED, TEST, member_runs
+from moebench.stages.evaluate import FILES as RUN_FILES
 from moebench.stages.evaluate import Run, data_name, measures_of
 from moebench.stages.images import read_set
+from moebench.stages.kept import keep
 from moebench.tasks import uncertainty
 from moebench.tasks.image_baselines import BASELINES
 
@@ -32,6 +34,7 @@ TRAIN = "downstream_train"
 SHIFT, OOD, CORRUPTED = "shift_", "ood_", "corrupted_"
 """How the names of the other sets start."""
 DETECTION = {"auroc": ood.auroc, "aupr_out": ood.aupr_out, "aupr_in": ood.aupr_in, "fpr_at_95_tpr": ood.fpr_at_95_tpr}
+FILES = RUN_FILES | {"curves.csv": CURVES}
 STEPS = 20
 """Accuracy over the rest is drawn at rejected shares 0, 1/20 .. 19/20, rounded down to whole images."""
 
@@ -126,7 +129,13 @@ def expected_runs(root: Path, profile: str, paper: str) -> list[Run]:
     ]
 
 
-def evaluate_images(root: Path, profile: str, paper: str, partial: bool = False) -> None:
+def made_from(root: Path, profile: str, paper: str) -> dict[str, list[str]]:
+    """Map each method of a profile to those whose runs it starts from, or which are its members."""
+    methods = methods_of(root, profile, paper)
+    return {name: list(method.of) or ([method.pretrain_as] if method.pretrain_as else []) for name, method in methods.items()}
+
+
+def evaluate_images(root: Path, profile: str, paper: str, only: Collection[str] = ()) -> list[str]:
     """Judge every run and deep ensemble; write ``records.csv``, ``provenance.csv``, ``costs.csv`` and ``curves.csv``.
 
     They go to ``results/<profile>/<paper>/``. Everything is read and judged before the first file is written. ``task`` of a record is the
@@ -141,34 +150,43 @@ def evaluate_images(root: Path, profile: str, paper: str, partial: bool = False)
         root: the project's root.
         profile: name of the profile.
         paper: name of the paper.
-        partial: write what is there although cells are missing; the tables show the holes.
+        only: judge these methods alone; the records of all others stay as they are (`moebench.stages.kept`). None: judge all.
+
+    Returns:
+        The methods whose records stay although their code has changed.
 
     Raises:
-        MoebenchError: cells are missing (the message lists them and the command that makes the first), or a file is damaged.
+        MoebenchError: cells are missing (the message lists them and the command that makes the first), a file is damaged, or the records
+            of other methods cannot stay.
     """
     setting, methods = config.setting(root, paper, profile), methods_of(root, profile, paper)
     prepared = root / "data" / "prepared" / "images" / profile / "manifest.json"
     manifest = read_json(prepared)
     sets = _sets(manifest, prepared)
     common = {"profile": profile, "data": data_name(manifest), "paper": paper}
-    rows: list[Row] = []
-    provenance: list[Row] = []
-    costs: list[Row] = []
-    curves: list[Row] = []
+    runs = expected_runs(root, profile, paper)
+    kept, changed = keep(root, profile, paper, only, made_from(root, profile, paper), runs, FILES)
+    rows, provenance, costs, curves = (kept[name] for name in FILES)
+    judged = only or methods
+    members = {member for name in judged for member in methods[name].of}
     missing: list[tuple[Path, str]] = []
     finetuned: dict[tuple[str, int], Path] = {}
     sizes: dict[tuple[str, int], dict[str, Row]] = {}  # (method, seed) → metric → record of the whole model
 
-    for run in expected_runs(root, profile, paper):
+    for run in runs:
+        if run.method not in judged and not (run.stage == "finetune" and run.method in members):
+            continue
         folder = run.folder(root, profile, paper)
         if not (folder / "costs.json").is_file() or (folder / "run.json").exists():  # not there, or not finished
             missing.append((folder, _make(paper, profile, run)))
             continue
         measured = list(measures_of(folder / "measures.json", run.stage))
-        rows += (common | {"method": run.method, "seed": run.seed} | measure for measure in measured)
         if run.stage == "finetune":
             finetuned[run.method, run.seed] = folder
             sizes[run.method, run.seed] = {one["metric"]: one for one in measured if one["task"] == MODEL and one["metric"] in SUMMED}
+        if run.method not in judged:
+            continue
+        rows += (common | {"method": run.method, "seed": run.seed} | measure for measure in measured)
         plan, cost = run.plan(root, profile, paper), read_json(folder / "costs.json")
         identity = {"profile": profile, "paper": paper, "method": run.method, "seed": run.seed, "stage": run.stage}
         identity["task"] = run.training_set or UPSTREAM
@@ -180,17 +198,16 @@ def evaluate_images(root: Path, profile: str, paper: str, partial: bool = False)
     for (name, seed), folder in finetuned.items():
         make = _make(paper, profile, Run("finetune", name, seed, DOWNSTREAM))
         missing += ((folder / file, make) for file in files if not (folder / file).is_file())
-    if missing and not partial:
+    if missing:
         listed = "\n".join(f"  {path.relative_to(root)}" for path, _ in missing)
         raise MoebenchError(f"{len(missing)} missing under {root}:\n{listed}\nThe first is made by: {missing[0][1]}")
 
-    for name, method in methods.items():
+    for name in judged:
+        method = methods[name]
         for seed in setting.seeds:
-            members = member_runs(name, method, setting.seeds, seed)
-            if not all(member in finetuned for member in members):
-                continue
-            widths = [config.vision(setting, methods[member]).width for member, _ in members]
-            model = Model(tuple((finetuned[member], width) for member, width in zip(members, widths, strict=True)))
+            parts = member_runs(name, method, setting.seeds, seed)
+            widths = [config.vision(setting, methods[member]).width for member, _ in parts]
+            model = Model(tuple((finetuned[part], width) for part, width in zip(parts, widths, strict=True)))
             key = common | {"method": name, "seed": seed}
             try:
                 found = _judged(model, sets, setting)
@@ -198,7 +215,7 @@ def evaluate_images(root: Path, profile: str, paper: str, partial: bool = False)
             except ValueError as error:  # of a metric
                 raise MoebenchError(f"method {name!r}, seed {seed}, {model.runs[0][0]}: {error}") from error
             if method.variant == "deep":
-                found += _summed([sizes[member] for member in members])
+                found += _summed([sizes[part] for part in parts])
             rows += (key | {"stage": "finetune"} | row for row in found)
             curves += (key | point for point in points)
 
@@ -209,15 +226,11 @@ def evaluate_images(root: Path, profile: str, paper: str, partial: bool = False)
             rows += (common | {"method": name, "seed": 0, "stage": "baseline"} | row for row in _rows(TEST, measure(few, test), len(test)))
 
     target = root / "results" / profile / paper
-    parts = (
-        ("records.csv", rows, records.RECORDS),
-        ("provenance.csv", provenance, records.PROVENANCE),
-        ("costs.csv", costs, records.COSTS),
-        ("curves.csv", curves, CURVES),
-    )
-    texts = {target / name: records.render(content, form, target / name) for name, content, form in parts}
+    contents = zip(FILES.items(), (rows, provenance, costs, curves), strict=True)
+    texts = {target / name: records.render(content, form, target / name) for (name, form), content in contents}
     for path, text in texts.items():
         write_text(path, text)
+    return changed
 
 
 def _make(paper: str, profile: str, run: Run) -> str:

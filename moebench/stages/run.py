@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -27,6 +27,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from moebench import config, config_images
 from moebench.errors import MoebenchError
 from moebench.files import read_json, write_json
+from moebench.stages import alone
 from moebench.stages.select import select
 from moebench.stages.warm import warm
 
@@ -104,25 +105,29 @@ class Clock:
         return seconds / min(jobs, max(len(waiting) + len(running), 1))
 
 
-def run(root: Path, profile: str, jobs: int | None = None, paper: str | None = None) -> int:
-    """Select the profile and bring it up to date.
+def run(root: Path, profile: str, jobs: int | None = None, paper: str | None = None, methods: Collection[str] = ()) -> int:
+    """Select the profile and bring it up to date, or only some methods of a paper and their part of its tables.
 
     Args:
         root: the project's root.
         profile: name of the profile.
         jobs: stages side by side; none: one a GPU, or as many as the cores allow.
         paper: name of the paper; none: all of them.
+        methods: train and score these of ``paper`` alone, beside the records that are there; none: all of them.
 
     Returns:
         Exit status: 0, 1 if a stage failed, 130 if interrupted.
 
     Raises:
-        MoebenchError: the configuration is wrong, or DVC cannot read the pipeline.
+        MoebenchError: the configuration is wrong, DVC cannot read the pipeline, or the records of the other methods cannot stay.
     """
     select(root, profile)
     papers = [paper] if paper else config.papers(root, profile)
     pictures = {name for name in papers if config_images.of_images(root, name)}
     settings = [(config_images if name in pictures else config).setting(root, name, profile) for name in papers]
+    targets = [table_stage(name, profile, name in pictures) for name in papers]
+    if methods:
+        targets = alone.stages(root, profile, papers[0], methods)
     threads = max(setting.threads for setting in settings)
     slots = device_slots(max(setting.devices for setting in settings))
     jobs = jobs or len(slots) or max(len(os.sched_getaffinity(0)) // threads, 1)
@@ -138,13 +143,24 @@ def run(root: Path, profile: str, jobs: int | None = None, paper: str | None = N
         with contextlib.closing(Repo(str(root), _wait_for_lock=True)) as repo:
             with repo.lock:
                 forget_the_dead(root / ".dvc" / "tmp" / "rwlock")
-            works = pipeline(repo, root, profile, [table_stage(name, profile, name in pictures) for name in papers])
+            works = pipeline(repo, root, profile, targets)
+            training = {address: work for address, work in works.items() if methods and work.kind in ("pretrain", "finetune")}
+
+            def inputs(addresses: Iterable[str]) -> dict[str, Any]:
+                every = pipeline(repo, root, profile, list(addresses))
+                return {address: every[address].stage.deps for address in addresses}
+
             # not with GPUs, whose state does not survive a fork, nor with several ranks, which Lightning starts by their command line
-            alone = not slots and all(setting.devices * setting.nodes == 1 for setting in settings)
+            forks = not slots and all(setting.devices * setting.nodes == 1 for setting in settings)
             with _ending_by_interrupt(), contextlib.ExitStack() as stack:
-                environment = stack.enter_context(warm()) if alone else {}
-                pool = Pool(root, repo, dict(works), jobs, slots, threads, forced, console, environment)
+                environment = stack.enter_context(warm()) if forks else {}
+                first = {address: work for address, work in works.items() if address not in training}
+                pool = Pool(root, repo, first, jobs, slots, threads, forced, console, environment)
                 pool.run()
+                if training and not pool.failed:  # nothing trains that could not be compared
+                    alone.check_comparable(root, profile, papers[0], methods, inputs)
+                    pool.waiting = training
+                    pool.run()
     except DvcException as error:
         raise MoebenchError(f"dvc: {error}") from error
     except KeyboardInterrupt:
@@ -155,9 +171,15 @@ def run(root: Path, profile: str, jobs: int | None = None, paper: str | None = N
         console.print(f"\n{work.name} failed; the end of {work.log.relative_to(root)}:", style="bold red")
         console.print("\n".join(f"  {line}" for line in lines), markup=False)
     if pool.failed:
-        console.print(f"\n{len(pool.waiting)} stages were not started. What is finished is kept; the same command continues.")
+        left = len(works) - len(pool.done) - len(pool.failed)
+        console.print(f"\n{left} stages were not started. What is finished is kept; the same command continues.")
         return 1
     console.print(f"{len(works)} stages: {pool.ran} run, {len(works) - pool.ran} were up to date.")
+    if methods:
+        changed = alone.add_to_tables(root, profile, papers[0], methods)
+        console.print("The records of the other methods stay as they were.")
+        if changed:
+            console.print(f"Their code has changed since (provenance.csv has the commits): {', '.join(changed)}.")
     for name in papers:
         console.print(f"Look at results/{profile}/{name}/{'table1_quality' if name in pictures else 'table1_xtreme'}.md")
     return 0
@@ -247,7 +269,7 @@ class Pool:
 
     def run(self) -> None:
         """Run until nothing is left, or nothing more can be started."""
-        total = len(self.waiting)
+        total = len(self.done) + len(self.waiting)
         with Display(self.console, total) as display:
             try:
                 while self.running or (self.waiting and not self.failed):

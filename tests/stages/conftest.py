@@ -16,12 +16,13 @@ ROOT = Path(__file__).parents[2]
 
 STAND_INS = {
     "prepare": """
+from moebench.files import read_json
 from moebench.stages.standin import log, write
 def prepare(root, profile):
     log(root, "prepare")
     folder = root / "data" / "prepared" / profile
     write(folder / "manifest.json", "{}")
-    write(folder / "tokenizer" / "pieces", profile)
+    write(folder / "tokenizer" / "pieces", str(read_json(root / "runs" / profile / "plan" / "prepare.json")["config"]))
     for name in ("constructed_pos", "constructed_nli"):
         write(folder / "tasks" / name / "train.jsonl", "")
 """,
@@ -66,12 +67,26 @@ def finetune(root, profile, paper, method, training_set, seed):
     write(root / "runs" / profile / paper / "finetune" / f"{name}-{seed}" / "predictions" / "all", plan)
 """,
     "evaluate": """
-from moebench.stages.standin import log, write
-def evaluate(root, profile, paper):
+from moebench.files import sha256, read_json
+from moebench.results import records
+from moebench.stages.kept import keep
+from moebench.stages.original import FILES, expected_runs, made_from
+from moebench.stages.standin import log
+def evaluate(root, profile, paper, only=()):
     log(root, "evaluate")
-    predictions = sorted((root / "runs" / profile / paper / "finetune").glob("*/predictions/all"))
-    for name in ("records", "provenance", "costs"):
-        write(root / "results" / profile / paper / f"{name}.csv", "".join(path.read_text() for path in predictions))
+    runs = expected_runs(root, profile, paper)
+    rows, changed = keep(root, profile, paper, only, made_from(root, profile, paper), runs, FILES)
+    for run in runs:
+        if not only or run.method in only:
+            assert run.folder(root, profile, paper).is_dir()
+            plan = run.plan(root, profile, paper)
+            row = dict.fromkeys(FILES["provenance.csv"].columns) | {"profile": profile, "paper": paper, "method": run.method}
+            row |= {"seed": run.seed, "stage": run.stage, "task": run.training_set or "mlm"}
+            row |= {"config_hash": sha256(plan), "fingerprint": read_json(plan)["fingerprint"]}
+            rows["provenance.csv"].append(row)
+    for name, form in FILES.items():
+        records.write(root / "results" / profile / paper / name, rows[name], form)
+    return changed
 """,
     "tabulate": """
 from moebench.stages.standin import log, write
@@ -167,6 +182,7 @@ class Project:
 def project(tmp_path: Path) -> Project:
     """A project with four methods, two tasks, the profiles smoke (one seed) and cpu (two seeds); nothing has run."""
     shutil.copytree(ROOT / "moebench", tmp_path / "moebench", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "moebench/stages/evaluate.py", tmp_path / "moebench/stages/original.py")
     for name, text in STAND_INS.items():
         (tmp_path / "moebench" / "stages" / f"{name}.py").write_text(text)
     for name, text in FILES.items():

@@ -44,6 +44,9 @@ HALF = [{"id": "0", "prediction": ["NOUN", "VERB", "NOUN"]}, {"id": "1", "predic
 ANSWERED = [{"id": "q", "prediction": "green blue"}]
 
 
+PLAN = "runs/cpu/plan/xmoe/finetune/dense-constructed_pos.json"
+
+
 def yaml_at(path, value):
     files.write_text(path, yaml.safe_dump(value))
 
@@ -272,13 +275,89 @@ def test_missing_cells_are_all_listed_with_the_command_of_the_first(root):
     assert not (root / "results").exists()
 
 
-def test_a_partial_evaluation_writes_the_rest(root):
-    shutil.rmtree(root / "runs/cpu/xmoe/finetune/dense-constructed_qa-1")
-    shutil.rmtree(root / "runs/cpu/baselines")
-    evaluate(root, "cpu", "xmoe", partial=True)
-    table = result(root)
-    assert len(table) == 2 + 2 * 2 * (4 + 8) - 8
-    assert "baseline" not in set(table["stage"])
+def read_results(root):
+    return {path.name: path.read_text().splitlines() for path in (root / "results/cpu/xmoe").iterdir()}
+
+
+def with_another_method(root):
+    """A method and its finished runs, half right where the others are right."""
+    yaml_at(root / "experiments/xmoe/methods/dense_wide.yaml", {"label": "Wide", "layer": "none"})
+    for run in expected_runs(root, "cpu", "xmoe"):
+        if run.method == "dense_wide":
+            folder = run.folder(root, "cpu", "xmoe")
+            shutil.copytree(folder.parent / folder.name.replace("dense_wide", "dense"), folder)
+            files.write_json(run.plan(root, "cpu", "xmoe"), {"config": {"method": run.method}, "fingerprint": "f" * 8})
+            if run.training_set == "constructed_pos":
+                files.write_jsonl(folder / "predictions/constructed_pos/aa.jsonl", HALF)
+
+
+def test_one_method_is_added_to_records_whose_runs_are_gone(root):
+    evaluate(root, "cpu", "xmoe")
+    before = read_results(root)
+    with_another_method(root)
+    evaluate(root, "cpu", "xmoe")
+    whole = read_results(root)
+    for name, lines in before.items():
+        files.write_text(root / "results/cpu/xmoe" / name, "".join(f"{line}\n" for line in lines))
+    for folder in (root / "runs/cpu/xmoe").glob("*/*"):
+        if "dense_wide" not in folder.name:
+            shutil.rmtree(folder)
+    assert evaluate(root, "cpu", "xmoe", only=["dense_wide"]) == []
+    assert read_results(root) == whole
+    assert {name: [line for line in lines if "dense_wide" not in line] for name, lines in whole.items()} == before
+    assert sum("dense_wide" in line for line in whole["records.csv"]) == 2 * (1 + 4 + 8)
+
+
+def test_one_method_alone_where_there_are_no_records(root):
+    with_another_method(root)
+    evaluate(root, "cpu", "xmoe", only=["dense_wide"])
+    assert set(result(root)["method"]) == {"dense_wide", "majority"}
+
+
+def test_records_of_methods_that_are_gone_do_not_stay(root):
+    with_another_method(root)
+    evaluate(root, "cpu", "xmoe")
+    (root / "experiments/xmoe/methods/dense_wide.yaml").unlink()
+    evaluate(root, "cpu", "xmoe", only=["dense", "dense_again"])
+    assert set(result(root)["method"]) == {"dense", "dense_again", "majority"}
+
+
+def test_it_is_told_whose_code_has_changed(root):
+    with_another_method(root)
+    evaluate(root, "cpu", "xmoe")
+    plan = root / "runs/cpu/plan/xmoe/finetune/dense_again-constructed_qa.json"
+    files.write_json(plan, files.read_json(plan) | {"fingerprint": "g" * 8})
+    assert evaluate(root, "cpu", "xmoe", only=["dense_wide"]) == ["dense_again"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda root: files.write_json(root / PLAN, {"config": {"method": "other"}, "fingerprint": "f" * 8}), f"'dense', seed 0.*{PLAN}"),
+        (lambda root: yaml_at(root / "experiments/xmoe/profiles/cpu.yaml", SETTING | {"seeds": [0]}), "seed 1, .* than the plan has"),
+        (lambda root: files.write_text(root / "results/cpu/xmoe/costs.csv", "seconds\n"), r"costs\.csv:1: the columns are"),
+    ],
+)
+def test_records_that_cannot_be_compared_do_not_stay(root, change, message):
+    with_another_method(root)
+    evaluate(root, "cpu", "xmoe")
+    change(root)
+    before = read_results(root)
+    with pytest.raises(MoebenchError, match=message):
+        evaluate(root, "cpu", "xmoe", only=["dense_wide"])
+    assert read_results(root) == before
+
+
+@pytest.mark.parametrize(
+    ("only", "message"),
+    [
+        (["dense_agin"], r"method 'dense_agin' \(did you mean 'dense_again'\?\) does not run in profile 'cpu'; dense, dense_again do"),
+        (["dense"], "method 'dense_again' is made from the runs of 'dense': name it too, --method dense_again"),
+    ],
+)
+def test_methods_that_cannot_run_alone_are_refused(root, only, message):
+    with pytest.raises(MoebenchError, match=message):
+        evaluate(root, "cpu", "xmoe", only=only)
 
 
 def test_an_unfinished_run_is_missing(root):
@@ -297,7 +376,7 @@ def test_predictions_that_do_not_fit_are_named_and_nothing_is_written(root):
     path = root / "runs/cpu/xmoe/finetune/dense-constructed_pos-0/predictions/constructed_pos/aa.jsonl"
     files.write_jsonl(path, RIGHT[:1])
     with pytest.raises(MoebenchError, match=r"dense-constructed_pos-0/predictions/constructed_pos/aa\.jsonl"):
-        evaluate(root, "cpu", "xmoe", partial=True)
+        evaluate(root, "cpu", "xmoe")
     assert not (root / "results").exists()
 
 

@@ -305,11 +305,32 @@ def test_missing_runs_and_sets_are_all_listed_with_the_command_of_the_first(root
     ]
     assert last.endswith("made by: dvc repro experiments/e3/dvc.yaml:pretrain@cpu-mimo-1")
     assert not (root / "results").exists()
-    evaluate_images(root, "cpu", "e3", partial=True)
-    assert not found(root, "deep", "downstream_test")  # a member lacks
-    assert not found(root, "dropout", "ood_near")
-    assert not found(root, "dropout", "fewshot")
-    assert found(root, "dropout", "shift_digits")
+
+
+def contents(root):
+    return {path.name: path.read_text() for path in (root / "results/cpu/e3").iterdir()}
+
+
+@pytest.mark.parametrize(("only", "unneeded"), [(["mimo"], ["vit", "dropout"]), (["deep"], ["mimo", "dropout"])])
+def test_some_methods_alone_change_their_records_only(root, only, unneeded):
+    evaluate_images(root, "cpu", "e3")
+    whole = contents(root)
+    folder = root / "results/cpu/e3"
+    for name, text in whole.items():  # as if the methods were new
+        files.write_text(folder / name, "".join(line for line in text.splitlines(True) if f",{only[0]}," not in line))
+    for name in unneeded:
+        for run in (root / "runs/cpu/e3").glob(f"*/{name}-*"):
+            shutil.rmtree(run)
+    assert contents(root) != whole
+    assert evaluate_images(root, "cpu", "e3", only=only) == []
+    assert contents(root) == whole
+
+
+def test_an_ensemble_has_to_be_named_with_its_member(root):
+    evaluate_images(root, "cpu", "e3")
+    with pytest.raises(MoebenchError, match="method 'dropout' is made from the runs of 'vit': name it too, --method dropout"):
+        evaluate_images(root, "cpu", "e3", only=["vit", "deep"])
+    evaluate_images(root, "cpu", "e3", only=["vit", "deep", "dropout"])
 
 
 def damaged(path):
@@ -341,7 +362,7 @@ def changed(**values):
 def test_damage_is_named_and_nothing_is_written(root, change, message):
     change(root / "runs/cpu/e3/finetune/vit-downstream-1/predictions/downstream_test.npz")
     with pytest.raises(MoebenchError, match=message):
-        evaluate_images(root, "cpu", "e3", partial=True)
+        evaluate_images(root, "cpu", "e3")
     assert not (root / "results").exists()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -110,6 +111,48 @@ def test_run_does_everything_side_by_side_and_nothing_twice(project):
     output = project.call("moebench", "run")
     assert project.calls() == []
     assert "7 stages: 0 run, 7 were up to date." in output
+
+
+@pytest.mark.slow
+def test_a_method_runs_alone_beside_the_records_of_the_others(project):
+    keep(project, "dense", "dotted", "frozen")
+    project.call("moebench", "run", "--jobs", "2")
+    project.calls()
+    for name in ("runs", "data/prepared", ".dvc/cache", ".dvc/tmp"):  # what a fresh clone has not
+        shutil.rmtree(project.root / name)
+    results = project.root / "results" / "smoke" / "xmoe"
+    before = (results / "provenance.csv").read_text().splitlines()
+    (project.root / "experiments" / "xmoe" / "methods" / "new.yaml").write_text("{label: New, layer: none}")
+    alone = ("moebench", "run", "--jobs", "2", "--paper", "xmoe", "--method", "new")
+
+    output = project.call(*alone)
+    assert project.calls() == sorted([*trained("new"), "prepare", "baselines"])
+    assert "The records of the other methods stay as they were." in output
+    assert "code has changed" not in output
+    after = (results / "provenance.csv").read_text().splitlines()
+    assert [line for line in after if ",new," not in line] == before
+    assert sum(",new," in line for line in after) == 2
+
+    router = project.root / "moebench" / "moe" / "routers" / "dot.py"
+    router.write_text(router.read_text() + "\n\nUNUSED = 1\n")
+    assert "Their code has changed since (provenance.csv has the commits): dotted, frozen." in project.call(*alone)
+    assert project.calls() == ["evaluate", "tabulate"]
+
+    shutil.rmtree(project.root / "runs" / "smoke" / "xmoe")
+    project.edit("experiments/xmoe/profiles/smoke.yaml", "steps: 5", "steps: 6")
+    output = project.call(*alone, status=2)
+    assert "pretrain of 'dense', seed 0, mlm, ran with another configuration than" in output
+    assert "remove results/smoke/xmoe/records.csv to begin anew" in output
+    project.edit("experiments/xmoe/profiles/smoke.yaml", "steps: 6", "steps: 5")
+    project.edit("data/profiles/smoke.yaml", "vocabulary: 100", "vocabulary: 200")
+    output = project.call(*alone, status=2)
+    assert "data/prepared/smoke/tokenizer: is not what dvc.lock says that experiments/xmoe/dvc.yaml:finetune@smoke-dense" in output
+    assert project.calls() == ["prepare"]  # nothing was trained in vain
+
+    (results / "records.csv").unlink()
+    project.call(*alone)
+    assert project.calls() == trained("new")
+    assert [line.split(",")[2] for line in (results / "provenance.csv").read_text().splitlines()] == ["method", "new", "new"]
 
 
 @pytest.mark.slow
