@@ -27,7 +27,7 @@ def stages(root: Path, profile: str, paper: str, methods: Collection[str]) -> li
     """Addresses of the stages of some methods, of a deep ensemble those of its members, and of the shallow baselines.
 
     Raises:
-        MoebenchError: the profile has no such method, or one that is not named is made from one that is.
+        MoebenchError: the profile has no such method.
     """
     judge = _judge(root, paper)
     runs, made_from = judge.expected_runs(root, profile, paper), judge.made_from(root, profile, paper)

@@ -17,23 +17,11 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 
-def check_methods(only: Collection[str], made_from: Mapping[str, Collection[str]], profile: str) -> None:
-    """Check that some methods can be run without the others.
-
-    Args:
-        only: the methods.
-        made_from: every method of the profile → the methods whose runs it starts from or consists of.
-        profile: the profile's name.
-
-    Raises:
-        MoebenchError: the profile has no such method, or one that is not named is made from one that is.
-    """
+def check_methods(only: Iterable[str], methods: Collection[str], profile: str) -> None:
+    """Raise MoebenchError if a profile, which has ``methods``, does not have one of ``only``."""
     for name in only:
-        if name not in made_from:
-            raise MoebenchError(f"method {name!r}{nearest(name, made_from)} does not run in profile {profile!r}; {', '.join(made_from)} do")
-    for name, parts in made_from.items():
-        if name not in only and (named := sorted(set(parts) & set(only))):
-            raise MoebenchError(f"method {name!r} is made from the runs of {named[0]!r}: name it too, --method {name}")
+        if name not in methods:
+            raise MoebenchError(f"method {name!r}{nearest(name, methods)} does not run in profile {profile!r}; {', '.join(methods)} do")
 
 
 def keep(
@@ -55,7 +43,7 @@ def keep(
         profile: name of the profile.
         paper: name of the paper.
         only: the methods whose rows do not stay. Nor do those of shallow baselines, and of methods that the profile no longer has.
-        made_from: see `check_methods`.
+        made_from: every method of the profile → the methods whose runs it starts from or consists of.
         runs: all runs that the setting asks for.
         forms: file name → its form, ``provenance.csv`` among them.
 
@@ -63,7 +51,8 @@ def keep(
         File name → rows; and the methods whose code has changed since they ran (their provenance names the commit).
 
     Raises:
-        MoebenchError: a file is damaged, or a run that would stay had another configuration than the plan now has; or see `check_methods`.
+        MoebenchError: the profile has no such method; a file is damaged; or a run that would stay had another configuration than the plan
+            now has, or is made from runs of a method that does not.
     """
     check_methods(only, made_from, profile)
     folder = root / "results" / profile / paper
@@ -71,6 +60,9 @@ def keep(
         return {name: [] for name in forms}, []
     methods = made_from.keys() - set(only)
     found = {name: [row for row in records.read_rows(folder / name, form) if row["method"] in methods] for name, form in forms.items()}
+    for name in sorted({row["method"] for row in found["records.csv"]}):
+        if named := sorted(set(made_from[name]) & set(only)):
+            raise MoebenchError(f"method {name!r} is made from the runs of {named[0]!r}: name it too, --method {name}")
     plans = {(run.stage, run.method, run.seed, run.training_set): run.plan(root, profile, paper) for run in runs}
     changed: dict[str, None] = {}
     for row in found["provenance.csv"]:

@@ -177,9 +177,9 @@ def run(root: Path, profile: str, jobs: int | None = None, paper: str | None = N
     console.print(f"{len(works)} stages: {pool.ran} run, {len(works) - pool.ran} were up to date.")
     if methods:
         changed = alone.add_to_tables(root, profile, papers[0], methods)
-        console.print("The records of the other methods stay as they were.")
+        console.print(f"Added to the tables: {', '.join(methods)}. Records of other methods stay as they were.")
         if changed:
-            console.print(f"Their code has changed since (provenance.csv has the commits): {', '.join(changed)}.")
+            console.print(f"The code of these has changed since they ran (provenance.csv has the commits): {', '.join(changed)}.")
     for name in papers:
         console.print(f"Look at results/{profile}/{name}/{'table1_quality' if name in pictures else 'table1_xtreme'}.md")
     return 0

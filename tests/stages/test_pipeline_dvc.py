@@ -127,15 +127,15 @@ def test_a_method_runs_alone_beside_the_records_of_the_others(project):
 
     output = project.call(*alone)
     assert project.calls() == sorted([*trained("new"), "prepare", "baselines"])
-    assert "The records of the other methods stay as they were." in output
-    assert "code has changed" not in output
+    assert "Added to the tables: new. Records of other methods stay as they were." in output
+    assert "has changed" not in output
     after = (results / "provenance.csv").read_text().splitlines()
     assert [line for line in after if ",new," not in line] == before
     assert sum(",new," in line for line in after) == 2
 
     router = project.root / "moebench" / "moe" / "routers" / "dot.py"
     router.write_text(router.read_text() + "\n\nUNUSED = 1\n")
-    assert "Their code has changed since (provenance.csv has the commits): dotted, frozen." in project.call(*alone)
+    assert "code of these has changed since they ran (provenance.csv has the commits): dotted, frozen." in project.call(*alone)
     assert project.calls() == ["evaluate", "tabulate"]
 
     shutil.rmtree(project.root / "runs" / "smoke" / "xmoe")
