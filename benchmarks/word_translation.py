@@ -14,6 +14,7 @@ D width, S positions, W words of the pivot, V counted words of another language.
 from __future__ import annotations
 
 import argparse
+import math
 import random
 from collections import defaultdict
 
@@ -115,7 +116,8 @@ def main() -> None:
     print(f"| language | words | {' | '.join(f'block {block}' for block in blocks)} |\n|---{'|---' * (1 + len(blocks))}|")
     for name in others:
         counted = [word for word in states[name][0] if stems[name][word[1]] != stems[pivot][word[1]]]
-        found = [shares(*both, counted) for both in zip(states[pivot], states[name], strict=True)]
+        both = zip(states[pivot], states[name], strict=True)
+        found = [shares(one, other, counted) for one, other in both] if counted else [(math.nan, math.nan)] * len(blocks)
         print(f"| {name} | {len(counted)} | {' | '.join(f'{100 * right:.0f} / {100 * alike:.0f}' for right, alike in found)} |")
 
 
