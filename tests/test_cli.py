@@ -40,6 +40,7 @@ TRAIN = ("--paper", "xmoe", "--profile", "smoke", "--seed", "0")
         (("plan", "--profile", "smok"), "unknown profile 'smok' (did you mean 'smoke'?)"),
         (("run", "--paper", "xmo"), "unknown paper 'xmo' (did you mean 'xmoe'?)"),
         (("run", "--jobs", "0"), "--jobs has the value 0; should be 1 or more"),
+        (("run", "--method", "dense"), "--method needs --paper"),
         (("pretrain", *TRAIN, "--method", "dens"), "unknown method 'dens' of paper 'xmoe' (did you mean 'dense'?)"),
         (("pretrain", *TRAIN[:-1], "77", "--method", "dense"), "unknown seed 77; seeds of paper 'xmoe'"),
         (

@@ -27,7 +27,6 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from moebench import config, config_images
 from moebench.errors import MoebenchError
 from moebench.files import read_json, write_json
-from moebench.stages import alone
 from moebench.stages.select import select
 from moebench.stages.warm import warm
 
@@ -125,6 +124,8 @@ def run(root: Path, profile: str, jobs: int | None = None, paper: str | None = N
     papers = [paper] if paper else config.papers(root, profile)
     pictures = {name for name in papers if config_images.of_images(root, name)}
     settings = [(config_images if name in pictures else config).setting(root, name, profile) for name in papers]
+    from moebench.stages import alone  # brings pandas: not for a mistake in the arguments
+
     targets = [table_stage(name, profile, name in pictures) for name in papers]
     if methods:
         targets = alone.stages(root, profile, papers[0], methods)
