@@ -128,7 +128,7 @@ class _Segments(torch.autograd.Function):
         grad_rows_AD = None if weight_EFD is None else grad_AF.new_empty(len(grad_AF), weight_EFD.shape[2])
         grad_weight_EFD = None if rows_AD is None else grad_AF.new_empty(experts, width, rows_AD.shape[1])
         grad_bias_EF = grad_AF.new_empty(experts, width) if ctx.needs_input_grad[2] else None
-        # products of each expert: views are made at once, one by one they cost as much as a small product
+        # the products of each expert, on views that are made all at once: that is cheaper than one by one
         grad = grad_AF.split(ctx.counts)
         products: list[Callable[[int], object]] = []
         if grad_rows_AD is not None:
