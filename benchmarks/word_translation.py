@@ -17,6 +17,7 @@ import argparse
 import math
 import random
 from collections import defaultdict
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -34,20 +35,21 @@ from moebench.data.tokenizer import Tokenizer
 from moebench.files import read_json
 from moebench.models.build import build_encoder, load_weights
 from moebench.models.encoder import Encoder
+from moebench.stages.runs import Run
 
 Word = tuple[str, str]  # part of speech, lemma
 Statement = list[tuple[str, Word | None]]  # forms, each with its word; function words and marks have none
 
 
-def read(world: World, speaker: Realiser, sentence: Sentence) -> Statement:
-    """Put a sentence into a language and tell which word each form is."""
+def read(world: World, speaker: Realiser, sentences: Iterable[Sentence]) -> list[Statement]:
+    """Put sentences into a language and tell which word each form is."""
     language = speaker.language
     stems = {(world.upos.get(lemma, "PROPN"), spell(stem, language.typology.script)): lemma for lemma, stem in language.stems.items()}
 
     def word(form: str, upos: str) -> Word | None:
         return next(((upos, stems[upos, form[:end]]) for end in range(1, len(form) + 1) if (upos, form[:end]) in stems), None)
 
-    return [(token.form, word(token.form, token.upos)) for token in tokens(speaker.sentence(sentence))]
+    return [[(token.form, word(token.form, token.upos)) for token in tokens(speaker.sentence(sentence))] for sentence in sentences]
 
 
 @torch.no_grad()
@@ -95,20 +97,17 @@ def main() -> None:
         parser.error(f"--profile {chosen.profile}: its data are not constructed")
     source = ConstructedSource(options)
     tokenizer = hub_tokenizer.load(root / "data" / "prepared" / chosen.profile / "tokenizer")
-    plan = read_json(root / "runs" / chosen.profile / "plan" / chosen.paper / "pretrain" / f"{chosen.method}.json")["config"]
-    weights = root / "runs" / chosen.profile / chosen.paper / "pretrain" / f"{chosen.method}-{chosen.seed}" / "model.safetensors"
+    run = Run("pretrain", chosen.method, chosen.seed)
+    plan = read_json(run.plan(root, chosen.profile, chosen.paper))["config"]
     sparse = config.Sparse.model_validate(plan["sparse"]) if plan["sparse"] else None
     encoder = build_encoder(config.Encoder.model_validate(plan["encoder"]), sparse, plan["method"], tokenizer.size)
-    load_weights(encoder, weights)
+    load_weights(encoder, run.folder(root, chosen.profile, chosen.paper) / "model.safetensors")
     encoder.eval()
 
     rng = random.Random(0)
     drawn = tagged(source.world, Sampler(source.world, rng, "train", "all"), rng)
     sentences = [next(drawn).sentences[0] for _ in range(chosen.statements)]
-    states = {
-        name: word_states(encoder, tokenizer, [read(source.world, speaker, sentence) for sentence in sentences])
-        for name, speaker in source.speakers.items()
-    }
+    states = {name: word_states(encoder, tokenizer, read(source.world, speaker, sentences)) for name, speaker in source.speakers.items()}
     pivot, *others = source.languages
     stems = {name: speaker.language.stems for name, speaker in source.speakers.items()}
     print("Nearest pivot word is the translation / has the same part of speech, %, after each block.\n")

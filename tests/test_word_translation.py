@@ -33,7 +33,7 @@ def test_a_sentence_has_the_same_words_in_every_language(script, romanised):
     rng = random.Random(0)
     drawn = tagged(source.world, Sampler(source.world, rng, "train", "all"), rng)
     for sentence in (next(drawn).sentences[0] for _ in range(40)):
-        read = {name: script.read(source.world, speaker, sentence) for name, speaker in source.speakers.items()}
+        read = {name: script.read(source.world, speaker, [sentence])[0] for name, speaker in source.speakers.items()}
         words = {name: Counter(word for _, word in statement if word) for name, statement in read.items()}
         assert words["toma"]
         assert all(found == words["toma"] for found in words.values())

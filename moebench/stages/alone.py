@@ -8,8 +8,8 @@ from typing import Any
 
 from moebench import config_images
 from moebench.errors import MoebenchError
-from moebench.results import records
 from moebench.stages.kept import check_methods, keep, way_out
+from moebench.stages.runs import Run
 
 
 def _judge(root: Path, paper: str) -> Any:
@@ -35,9 +35,7 @@ def stages(root: Path, profile: str, paper: str, methods: Collection[str]) -> li
     own = {run.method for run in runs}
     wanted = {part for name in methods for part in ([name] if name in own else made_from[name])}
     baselines = [] if config_images.of_images(root, paper) else [f"baselines@{profile}"]  # those on images are no stage
-    return baselines + [
-        records.address(paper, run.stage, profile, run.method, run.seed, run.training_set) for run in runs if run.method in wanted
-    ]
+    return baselines + [run.address(profile, paper) for run in runs if run.method in wanted]
 
 
 def check_comparable(
@@ -58,12 +56,8 @@ def check_comparable(
     judge = _judge(root, paper)
     runs = judge.expected_runs(root, profile, paper)
     kept, _ = keep(root, profile, paper, methods, judge.made_from(root, profile, paper), runs, judge.FILES)
-    addresses = [
-        records.address(paper, row["stage"], profile, row["method"], row["seed"], "" if row["stage"] == "pretrain" else row["task"])
-        for row in kept["provenance.csv"]
-    ]
     read: dict[tuple[str, str], tuple[str, Any]] = {}  # most stages read the same; it is hashed once
-    for address, needed in inputs(addresses).items():
+    for address, needed in inputs([Run.of(row).address(profile, paper) for row in kept["provenance.csv"]]).items():
         for dependency in needed:
             read.setdefault((dependency.fs_path, str(dependency.hash_info)), (address, dependency))
     for (path, _), (address, dependency) in read.items():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +14,12 @@ from moebench.errors import MoebenchError
 from moebench.files import read_json, read_jsonl, sha256, write_text
 from moebench.results import records
 from moebench.stages.kept import keep
+from moebench.stages.runs import Run
 from moebench.stages.select import training_sets
 from moebench.tasks import scoring, uncertainty
 
 FILES = {"records.csv": records.RECORDS, "provenance.csv": records.PROVENANCE, "costs.csv": records.COSTS}
 MEASURE: dict[str, Any] = {"stage": str, "task": str, "language": str, "metric": str, "value": (int, float), "n": int}
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training run that the setting asks for; ``training_set`` is empty in pre-training."""
-
-    stage: str
-    method: str
-    seed: int
-    training_set: str = ""
-
-    def folder(self, root: Path, profile: str, paper: str) -> Path:
-        """Where the run leaves its files."""
-        name = "-".join(part for part in (self.method, self.training_set, str(self.seed)) if part)
-        return root / "runs" / profile / paper / self.stage / name
-
-    def plan(self, root: Path, profile: str, paper: str) -> Path:
-        """The run's resolved configuration and code fingerprint."""
-        name = "-".join(part for part in (self.method, self.training_set) if part)
-        return root / "runs" / profile / "plan" / paper / self.stage / f"{name}.json"
 
 
 def expected_runs(root: Path, profile: str, paper: str) -> list[Run]:

@@ -24,9 +24,10 @@ from moebench.metrics import bootstrap, calibration, diversity, fewshot, ood, se
 from moebench.results import records
 from moebench.results.images import CURVES, FEWSHOT, FITTED, MODEL, SUMMED, TEST, member_runs
 from moebench.stages.evaluate import FILES as RUN_FILES
-from moebench.stages.evaluate import Run, data_name, measures_of
+from moebench.stages.evaluate import data_name, measures_of
 from moebench.stages.images import read_set
 from moebench.stages.kept import keep
+from moebench.stages.runs import Run
 from moebench.tasks import uncertainty
 from moebench.tasks.image_baselines import BASELINES
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from moebench.errors import MoebenchError, nearest
 from moebench.files import json_text, read_json
 from moebench.results import records
-
-if TYPE_CHECKING:
-    from moebench.stages.evaluate import Run
+from moebench.stages.runs import Run
 
 Row = dict[str, Any]
 
@@ -36,7 +34,7 @@ def keep(
     """Read the results that are there and return what stays of them: all but the rows of some methods.
 
     Where none is named, or the paper has no results yet, nothing stays. That the data are still those of the kept runs is not checked
-    here (`moebench.stages.run.check_data`).
+    here (`moebench.stages.alone.check_comparable`).
 
     Args:
         root: the project's root.
@@ -63,10 +61,11 @@ def keep(
     for name in sorted({row["method"] for row in found["records.csv"]}):
         if named := sorted(set(made_from[name]) & set(only)):
             raise MoebenchError(f"method {name!r} is made from the runs of {named[0]!r}: name it too, --method {name}")
-    plans = {(run.stage, run.method, run.seed, run.training_set): run.plan(root, profile, paper) for run in runs}
+    planned = set(runs)
     changed: dict[str, None] = {}
     for row in found["provenance.csv"]:
-        path = plans.get((row["stage"], row["method"], row["seed"], "" if row["stage"] == "pretrain" else row["task"]))
+        run = Run.of(row)
+        path = run.plan(root, profile, paper) if run in planned else None
         plan = read_json(path) if path else {}
         then = json_text(plan | {"fingerprint": row["fingerprint"]})
         if hashlib.sha256(then.encode()).hexdigest() != row["config_hash"]:
