@@ -1,5 +1,6 @@
-# make reproduce   sets up .venv and brings the selected profile up to date; PROFILE=smoke PAPER=xmoe JOBS=4 choose;
+# make reproduce   sets up .venv and brings a profile up to date; PROFILE=smoke PAPER=xmoe JOBS=4 choose, the default is cpu: hours;
 #                  PAPER=xmoe METHOD=name trains that method alone and adds it to the tables that are there
+# make tables      tables and figures from the records in git, in seconds; PROFILE= and PAPER= choose
 # make test        the tests; make lint: format, style, types, imports
 # make setup       .venv from requirements.lock, once; make clean: removes caches, keeps .venv, data and runs
 
@@ -7,10 +8,13 @@ VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := $(VENV)/bin
 
-.PHONY: reproduce test lint setup clean
+.PHONY: reproduce tables test lint setup clean
 
 reproduce: setup
 	@$(BIN)/python -m moebench run $(if $(PROFILE),--profile $(PROFILE)) $(if $(PAPER),--paper $(PAPER)) $(addprefix --method ,$(METHOD)) $(if $(JOBS),--jobs $(JOBS))
+
+tables: setup
+	@$(BIN)/python -m moebench tables $(if $(PROFILE),--profile $(PROFILE)) $(if $(PAPER),--paper $(PAPER))
 
 test: setup
 	$(BIN)/python -m pytest

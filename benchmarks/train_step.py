@@ -23,14 +23,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moebench import config
+from moebench.config import project_root
+from moebench.experiment import experiments
+from moebench.models import shapes
 from moebench.models.encoder import Encoder
 from moebench.moe.contract import RouterInputs
 from moebench.moe.experts import FeedForwardExperts, ResidualExperts
 from moebench.moe.layer import Aux, MoELayer
 from moebench.moe.registry import build_router
+from moebench.protocols.transfer.config import Setting
+from moebench.protocols.transfer.pretraining import PretrainingModule
 from moebench.training.batches import Batch
-from moebench.training.pretraining import PretrainingModule
 from moebench.training.trainer import bf16_is_fast, fit, make_trainer
 
 WARM_UP = 3
@@ -67,7 +70,7 @@ def hugging_face_experts(experts: int, width: int, inner: int, implementation: s
     return module
 
 
-def models(setting: config.Setting, vocabulary: int) -> Iterator[tuple[str, Callable[[], PretrainingModule]]]:
+def models(setting: Setting, vocabulary: int) -> Iterator[tuple[str, Callable[[], PretrainingModule]]]:
     """Yield the name of a row and what builds its model."""
     shape, sparse = setting.encoder, setting.sparse
     sizes = (sparse.experts, shape.width, sparse.inner)
@@ -116,7 +119,7 @@ def stepper(module: PretrainingModule, precision: str, rate: float | None = 0.0)
     return step
 
 
-def compare(title: str, setting: config.Setting, vocabulary: int, positions: int, precision: str, rounds: int) -> None:
+def compare(title: str, setting: Setting, vocabulary: int, positions: int, precision: str, rounds: int) -> None:
     """Print a line per model."""
     batch = random_batch((setting.pretrain.batch, positions), vocabulary, setting.pretrain.mask)
     steps: dict[str, Callable[[Batch], None]] = {}
@@ -145,7 +148,7 @@ def compare(title: str, setting: config.Setting, vocabulary: int, positions: int
         print(f"{name:24s} {1000 * median:8.1f} ms {batch['ids'].numel() / median:9.0f} tokens/s {relative:6.2f} x dense{shares[name]}")
 
 
-def lightning_overhead(setting: config.Setting, vocabulary: int, positions: int, rounds: int, target: float = 0.1) -> None:
+def lightning_overhead(setting: Setting, vocabulary: int, positions: int, rounds: int, target: float = 0.1) -> None:
     """Print what the project's trainer adds to a dense step of about ``target`` seconds, over a bare loop.
 
     The trainer asks for a batch between two of its steps; there a twin of its model takes a bare step. So both take turns step by step,
@@ -188,10 +191,11 @@ def trainer_and_twin(build: Callable[[], PretrainingModule], batch: Batch, total
         ended.append(now)
         return batch
 
-    module.optimisation = module.optimisation.model_copy(update={"steps": total + 2})  # two are asked for before the first step
+    # two batches are asked for before the first step
+    module.optimisation = module.optimisation.model_copy(update={"steps": total + 2, "checkpoint_every": 10**9})
     with tempfile.TemporaryDirectory() as name:
         scale: dict[str, Any] = {"precision": "fp32", "devices": 1, "nodes": 1, "threads": torch.get_num_threads()}
-        trainer, _ = make_trainer(Path(name), total + 2, 10**9, scale)
+        trainer, _ = make_trainer(Path(name), module.optimisation, scale)
         fit(trainer, module, make, Path(name))
     return pairs
 
@@ -206,9 +210,8 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="*", default=["fp32", "bf16"], choices=["fp32", "bf16"], help="of the larger size")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
-    root = config.project_root()
-    setting = config.setting(root, arguments.paper, arguments.profile)
-    data = config.data(root, arguments.profile)
+    (experiment,) = experiments(project_root(), arguments.profile, arguments.paper)
+    setting, data = experiment.setting, experiment.data
     vocabulary = data.tokens.vocabulary or 250002  # the bundled tokenizer's
     positions = data.corpus.sequence_length if data.corpus else 64
     default = torch.get_num_threads()
@@ -219,8 +222,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads or default)
     larger = setting.model_copy(
         update={
-            "encoder": config.Encoder(layers=6, width=256, heads=4, inner=1024),
-            "sparse": config.Sparse(experts=32, sublayers=1, inner=1024),
+            "encoder": shapes.Encoder(layers=6, width=256, heads=4, inner=1024),
+            "sparse": shapes.Sparse(experts=32, sublayers=1, inner=1024),
             "pretrain": setting.pretrain.model_copy(update={"batch": 32, "mask": 0.15}),
         }
     )

@@ -1,6 +1,6 @@
 """Whether an encoder pre-trained on constructed languages puts a word beside its translation; nothing is timed here.
 
-    moebench plan && moebench prepare && moebench pretrain --paper xmoe --method dense --seed 0
+    moebench plan --paper xmoe && moebench prepare --paper xmoe && moebench pretrain --paper xmoe --method dense --seed 0
     python benchmarks/word_translation.py [--profile cpu] [--paper xmoe] [--method dense] [--seed 0]
 
 A word is the mean state of its first piece over statements, the same in all languages, less the mean over the words of its language.
@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moebench import config
+from moebench.config import project_root
 from moebench.data import hub_tokenizer
 from moebench.data.constructed import ConstructedSource
 from moebench.data.constructed.meaning import Sentence
@@ -32,10 +32,11 @@ from moebench.data.constructed.scripts import spell
 from moebench.data.constructed.tasks import tagged
 from moebench.data.constructed.world import Sampler, World
 from moebench.data.tokenizer import Tokenizer
+from moebench.experiment import Run, experiments
 from moebench.files import read_json
+from moebench.models import shapes
 from moebench.models.build import build_encoder, load_weights
 from moebench.models.encoder import Encoder
-from moebench.stages.runs import Run
 
 Word = tuple[str, str]  # part of speech, lemma
 Statement = list[tuple[str, Word | None]]  # forms, each with its word; function words and marks have none
@@ -91,17 +92,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--statements", type=int, default=600)
     chosen = parser.parse_args()
-    root = config.project_root()
-    options = config.data(root, chosen.profile).constructed
+    (experiment,) = experiments(project_root(), chosen.profile, chosen.paper)
+    options = getattr(experiment.data, "constructed", None)
     if options is None:
         parser.error(f"--profile {chosen.profile}: its data are not constructed")
     source = ConstructedSource(options)
-    tokenizer = hub_tokenizer.load(root / "data" / "prepared" / chosen.profile / "tokenizer")
+    tokenizer = hub_tokenizer.load(experiment.prepared / "tokenizer")
     run = Run("pretrain", chosen.method, chosen.seed)
-    plan = read_json(run.plan(root, chosen.profile, chosen.paper))["config"]
-    sparse = config.Sparse.model_validate(plan["sparse"]) if plan["sparse"] else None
-    encoder = build_encoder(config.Encoder.model_validate(plan["encoder"]), sparse, plan["method"], tokenizer.size)
-    load_weights(encoder, run.folder(root, chosen.profile, chosen.paper) / "model.safetensors")
+    plan = read_json(experiment.plan_file(run))["config"]
+    sparse = shapes.Sparse.model_validate(plan["sparse"]) if plan["sparse"] else None
+    encoder = build_encoder(shapes.Encoder.model_validate(plan["encoder"]), sparse, plan["method"], tokenizer.size)
+    load_weights(encoder, experiment.folder(run) / "model.safetensors")
     encoder.eval()
 
     rng = random.Random(0)

@@ -3,36 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import moebench
-from moebench import catalogue, config, config_images
+from moebench import config, experiment, protocol
 from moebench.errors import MoebenchError, nearest
-from moebench.stages.warm import handed_over, serve
+from moebench.experiment import Experiment, Run
 
-TASK_METRICS = {name for task in catalogue.TASKS.values() for name in task.metrics}
-ROUTING_METRICS = ("inter_run_consistency", "load_entropy", "max_violation", "representation_collapse", "router_fluctuation")
-UNCERTAINTY_METRICS = (
-    *("adaptive_ece", "aurc", "brier", "disagreement", "ece", "ece_scaled", "mutual_information", "nll", "nll_scaled", "signed_ece"),
-    "temperature",
-)
-MEASURED_IN_RUNS = ("dropped_share", "experts_per_token", "flops_per_token", "router_entropy")
+Options = argparse.Namespace
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status: 0, 1 (a stage or a training failed), 2 (a mistake in the input) or 130 (interrupted)."""
     try:
         options = _parser().parse_args(arguments)
-        if options.verb == "warm":
-            return serve(options.socket, main)
-        options.arguments = sys.argv[1:] if arguments is None else list(arguments)
-        root = config.project_root()
-        if options.paper:
-            config.check_paper(root, options.paper)
-        profile = config.check_profile(options.profile) if options.profile else config.params(root).profile
-        return VERBS[options.verb](root, profile, options) or 0
+        return VERBS[options.verb](config.project_root(), options) or 0
     except MoebenchError as error:
         print(f"moebench: error: {error}", file=sys.stderr)
         return 2
@@ -49,187 +37,165 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=moebench.__version__)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
 
-    def verb(name: str, what: str) -> argparse.ArgumentParser:
+    def verb(name: str, what: str, one_paper: bool = False) -> argparse.ArgumentParser:
         added = verbs.add_parser(name, help=what, description=what[0].upper() + what[1:] + ".")
-        added.add_argument("--profile", help="default: the one selected in params.yaml")
-        added.set_defaults(paper=None)
+        added.add_argument("--profile", help="default: that of params.yaml")
+        added.add_argument("--paper", required=one_paper, help=None if one_paper else "default: all that have the profile")
         return added
 
     run = verb("run", "run whatever is not up to date, stages side by side")
-    run.add_argument("--paper", help="default: all of them")
     run.add_argument(
         "--method", action="append", help="train and score this one alone, the records of the others stay; may be repeated; needs --paper"
     )
     run.add_argument("--jobs", type=int, help="stages side by side; default: one a GPU, or as many as the CPU cores allow")
-    verb("select", "write the profile into params.yaml and the lists of stages that the pipeline expands")
-    names = verb("list", "print the names of one kind, one a line")
+    run.add_argument("--logger", choices=("tensorboard", "wandb"), help="what training runs report to, beside their own course.csv")
+    verb("tables", "make tables and figures from the records that are there; trains nothing")
+    log = verb("log", "print the course of a training run", one_paper=True)
+    log.add_argument("run", metavar="RUN", help="its stage, such as pretrain@dense-0")
+    names = verbs.add_parser("list", help="print the names of one kind, one a line")
     names.add_argument("kind", choices=sorted(LISTS))
-    names.add_argument("--paper", help="whose methods; default: those of all papers")
-    verb("plan", "validate the configuration and write what every run is")
-    verb("prepare", "make the data, the tokenizer and the pre-training rows")
-    verb("images", "make the image sets of the papers on images")
-    verb("baselines", "predict with the shallow baselines")
+    names.add_argument("--paper", help="whose methods or profiles; default: those of all papers")
+    verb("select", "write the pipelines that DVC reads, which `run` does by itself")
+    verb("plan", "stage: validate the configuration and write what every run is", one_paper=True)
+    verb("prepare", "stage: make the data", one_paper=True)
+    verb("baselines", "stage: predict with the shallow baselines", one_paper=True)
     for name, what in (("pretrain", "pre-train a method with one seed"), ("finetune", "fine-tune a method on a training set and predict")):
-        training = verb(name, what)
-        training.add_argument("--paper", required=True)
+        training = verb(name, f"stage: {what}", one_paper=True)
         training.add_argument("--method", required=True)
         training.add_argument("--seed", type=int, required=True)
         if name == "finetune":
             training.add_argument("--training-set", required=True)
-    verb("evaluate", "score all predictions of a paper").add_argument("--paper", required=True)
-    verbs.add_parser("warm").add_argument("socket")  # not listed: `run` starts it
-    verb("tabulate", "make a paper's tables from its records").add_argument("--paper", required=True)
+    verb("evaluate", "stage: score all predictions of a paper", one_paper=True)
+    verb("tabulate", "stage: take the records over and make a paper's tables", one_paper=True)
     return parser
 
 
-def _run(root: Path, profile: str, options: argparse.Namespace) -> int:
-    from moebench.stages.run import run
+def _experiments(root: Path, options: Options) -> list[Experiment]:
+    return experiment.experiments(root, options.profile or config.params(root).profile, options.paper)
 
+
+def _run(root: Path, options: Options) -> int:
     if options.jobs is not None and options.jobs < 1:
         raise MoebenchError(f"--jobs has the value {options.jobs}; should be 1 or more")
     if options.method and not options.paper:
         raise MoebenchError("--method needs --paper: methods of two papers may have one name")
-    return run(root, profile, options.jobs, options.paper, options.method or ())
+    chosen = _experiments(root, options)
+    for one in chosen:
+        one.check()
+    from moebench.pipeline.run import run
+
+    return run(chosen, main, options.jobs, options.method or (), options.logger)
 
 
-def _select(root: Path, profile: str, options: argparse.Namespace) -> None:
-    from moebench.stages.select import select
+def _tables(root: Path, options: Options) -> None:
+    measured = [one for one in _experiments(root, options) if options.paper or (one.results / "records.csv").is_file()]
+    if not measured:
+        profile = options.profile or config.params(root).profile
+        raise MoebenchError(f"{root / 'results' / profile}: no paper has records here; make them with: make reproduce PROFILE={profile}")
+    for one in measured:
+        one.check()
+        from moebench.pipeline.tabulate import tables
 
-    select(root, profile)
+        tables(one)
+        print(f"Look at results/{one.profile}/{one.paper}/README.md")
 
 
-def _list(root: Path, profile: str, options: argparse.Namespace) -> None:
+def _log(root: Path, options: Options) -> None:
+    from moebench.pipeline.log import course
+
+    print(course(_experiments(root, options)[0], options.run))
+
+
+def _list(root: Path, options: Options) -> None:
+    if options.paper:
+        papers = experiment.papers(root)
+        if options.paper not in papers:
+            raise MoebenchError(f"unknown paper {options.paper!r}{nearest(options.paper, papers)}; papers are: {', '.join(papers)}")
     print("\n".join(LISTS[options.kind](root, options.paper)))
 
 
 def _methods(root: Path, paper: str | None) -> Iterable[str]:
-    papers = [paper] if paper else config.papers(root)
-    return sorted({path.stem for paper in papers for path in (root / "experiments" / paper / "methods").glob("*.yaml")})
+    return sorted({path.stem for path in (root / "experiments").glob(f"{paper or '*'}/methods/*.yaml")})
 
 
-def _plan(root: Path, profile: str, options: argparse.Namespace) -> None:
-    from moebench.stages.plan import plan
+def _named(kind: str) -> Callable[[Path, str | None], Iterable[str]]:
+    """The names of one kind in the configuration of all protocols."""
 
-    plan(root, profile)
+    def names(root: Path, paper: str | None) -> Iterable[str]:
+        found = (getattr(protocol.Protocol(name).config, kind) for name in protocol.names())
+        return sorted({name for one in found for name in one})
 
-
-def _prepare(root: Path, profile: str, options: argparse.Namespace) -> None:
-    config.data(root, profile)
-    from moebench.stages.prepare import prepare
-
-    prepare(root, profile)
+    return names
 
 
-def _images(root: Path, profile: str, options: argparse.Namespace) -> None:
-    config_images.data(root, profile)
-    from moebench.stages.images import images
-
-    images(root, profile)
+def _select(root: Path, options: Options) -> None:
+    for one in _experiments(root, options):
+        _stage(options.verb)(one)
 
 
-def _baselines(root: Path, profile: str, options: argparse.Namespace) -> None:
-    config.data(root, profile)
-    from moebench.stages.baselines import baselines
-
-    baselines(root, profile)
-
-
-def _pretrain(root: Path, profile: str, options: argparse.Namespace) -> int:
-    _check_training(root, profile, options)
-    if (status := handed_over(options.arguments)) is not None:
-        return status
-    if config_images.of_images(root, options.paper):
-        from moebench.stages.pretrain_images import pretrain_images
-
-        pretrain_images(root, profile, options.paper, options.method, options.seed)
-        return 0
-    from moebench.stages.pretrain import pretrain
-
-    pretrain(root, profile, options.paper, options.method, options.seed)
-    return 0
+def _of_one(root: Path, options: Options) -> None:
+    """A stage of one paper; its configuration is checked before the stage is imported."""
+    one = _experiments(root, options)[0]
+    one.check()
+    _stage(options.verb)(one)
 
 
-def _finetune(root: Path, profile: str, options: argparse.Namespace) -> int:
-    _check_training(root, profile, options)
-    pictures = config_images.of_images(root, options.paper)
-    sets = [config_images.DOWNSTREAM] if pictures else sorted({task.train for task in config.tasks(config.data(root, profile))})
-    if options.training_set not in sets:
+def _stage(verb: str) -> Callable[[Experiment], object]:
+    """The function of the module of the same name."""
+    found: Callable[[Experiment], object] = getattr(importlib.import_module(f"moebench.pipeline.{verb}"), verb)
+    return found
+
+
+def _train(root: Path, options: Options) -> None:
+    chosen = _experiments(root, options)[0]
+    run = _asked(chosen, Run(options.verb, options.method, options.seed, getattr(options, "training_set", "")))
+    from moebench.pipeline.train import train
+
+    train(chosen, run)
+
+
+def _asked(chosen: Experiment, asked: Run) -> Run:
+    """The run that the arguments name.
+
+    Raises:
+        MoebenchError: there is none; the message names what there is.
+    """
+    for run in chosen.runs:
+        if run == asked:
+            return run
+    chosen.method(asked.method)
+    whose = f"of paper {chosen.paper!r}, profile {chosen.profile!r}, are"
+    seeds = chosen.setting.seeds
+    if asked.seed not in seeds:
+        raise MoebenchError(f"unknown seed {asked.seed}; seeds {whose}: {', '.join(map(str, seeds))}")
+    mine = [run for run in chosen.runs if run.stage == asked.stage]
+    sets = sorted({run.training_set for run in mine} - {""})
+    if asked.training_set and asked.training_set not in sets:
         raise MoebenchError(
-            f"unknown training set {options.training_set!r}{nearest(options.training_set, sets)};"
-            f" training sets of profile {profile!r} are: {', '.join(sets)}"
+            f"unknown training set {asked.training_set!r}{nearest(asked.training_set, sets)}; training sets {whose}: {', '.join(sets)}"
         )
-    if (status := handed_over(options.arguments)) is not None:
-        return status
-    if pictures:
-        from moebench.stages.finetune_images import finetune_images
-
-        finetune_images(root, profile, options.paper, options.method, options.seed)
-        return 0
-    from moebench.stages.finetune import finetune
-
-    finetune(root, profile, options.paper, options.method, options.training_set, options.seed)
-    return 0
+    names = sorted({run.plan_name.partition("/")[2] for run in mine})
+    raise MoebenchError(f"method {asked.method!r} has no such run of stage {asked.stage!r}; runs {whose}: {', '.join(names)}")
 
 
-def _evaluate(root: Path, profile: str, options: argparse.Namespace) -> None:
-    if config_images.of_images(root, options.paper):
-        config_images.setting(root, options.paper, profile)
-        from moebench.stages.evaluate_images import evaluate_images
-
-        evaluate_images(root, profile, options.paper)
-        return
-    config.setting(root, options.paper, profile)
-    from moebench.stages.evaluate import evaluate
-
-    evaluate(root, profile, options.paper)
-
-
-def _tabulate(root: Path, profile: str, options: argparse.Namespace) -> None:
-    if config_images.of_images(root, options.paper):
-        config_images.setting(root, options.paper, profile)
-        from moebench.stages.tabulate_images import tabulate_images
-
-        tabulate_images(root, profile, options.paper)
-        return
-    config.setting(root, options.paper, profile)
-    from moebench.stages.tabulate import tabulate
-
-    tabulate(root, profile, options.paper)
-
-
-def _check_training(root: Path, profile: str, options: argparse.Namespace) -> None:
-    kind = config_images if config_images.of_images(root, options.paper) else config
-    kind.method(root, options.paper, options.method)
-    seeds = kind.setting(root, options.paper, profile).seeds
-    if options.seed not in seeds:
-        raise MoebenchError(
-            f"unknown seed {options.seed}; seeds of paper {options.paper!r}, profile {profile!r}, are: {', '.join(map(str, seeds))}"
-        )
-
-
-VERBS: dict[str, Callable[[Path, str, argparse.Namespace], int | None]] = {
-    "plan": _plan,
-    "prepare": _prepare,
-    "images": _images,
-    "baselines": _baselines,
-    "pretrain": _pretrain,
-    "finetune": _finetune,
-    "evaluate": _evaluate,
-    "tabulate": _tabulate,
-    "select": _select,
+VERBS: dict[str, Callable[[Path, Options], int | None]] = {
     "run": _run,
+    "tables": _tables,
+    "log": _log,
     "list": _list,
+    "select": _select,
+    "pretrain": _train,
+    "finetune": _train,
+    **dict.fromkeys(("plan", "prepare", "baselines", "evaluate", "tabulate"), _of_one),
 }
 
 LISTS: dict[str, Callable[[Path, str | None], Iterable[str]]] = {
     "layers": lambda root, paper: config.layers(),
     "methods": _methods,
-    "metrics": lambda root, paper: sorted(
-        {*TASK_METRICS, *map(catalogue.standard_error, TASK_METRICS), "perplexity"}
-        | {*ROUTING_METRICS, *MEASURED_IN_RUNS, *UNCERTAINTY_METRICS}
-    ),
-    "papers": lambda root, paper: config.papers(root),
-    "profiles": lambda root, paper: config.PROFILES,
+    "metrics": _named("METRICS"),
+    "papers": lambda root, paper: experiment.papers(root),
+    "profiles": lambda root, paper: experiment.profiles(root, paper),
+    "protocols": lambda root, paper: protocol.names(),
     "routers": lambda root, paper: config.routers(),
-    "tasks": lambda root, paper: catalogue.TASKS,
+    "tasks": _named("TASKS"),
 }

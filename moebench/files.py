@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -29,6 +30,38 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise MoebenchError(f"{path}: cannot be written: {error.strerror or error}; nothing was changed there") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """Give an empty folder beside ``folder``; on success it takes that name, on failure it is deleted and ``folder`` is as it was."""
+    new, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("new", "old"))
+    try:
+        with _naming(folder):
+            _tidy(folder, new, old)  # what a killed run left
+            new.mkdir(parents=True)
+        yield new
+        with _naming(folder):
+            if folder.exists():
+                folder.replace(old)
+            new.replace(folder)
+    finally:
+        _tidy(folder, new, old)
+
+
+def _tidy(folder: Path, new: Path, old: Path) -> None:
+    if old.exists() and not folder.exists():  # stopped between the two renames
+        old.replace(folder)
+    for left in (new, old):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _naming(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise MoebenchError(f"{folder}: cannot be written: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from moebench import cli, config
+from moebench import cli, config, experiment, protocol
+from moebench.errors import MoebenchError
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "pandas", "lightning", "scipy", "sklearn", "dvc")
@@ -37,17 +39,19 @@ TRAIN = ("--paper", "xmoe", "--profile", "smoke", "--seed", "0")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("plan", "--profile", "smok"), "unknown profile 'smok' (did you mean 'smoke'?)"),
+        (("run", "--profile", "smok"), "unknown profile 'smok' (did you mean 'smoke'?)"),
         (("run", "--paper", "xmo"), "unknown paper 'xmo' (did you mean 'xmoe'?)"),
         (("run", "--jobs", "0"), "--jobs has the value 0; should be 1 or more"),
         (("run", "--method", "dense"), "--method needs --paper"),
         (("pretrain", *TRAIN, "--method", "dens"), "unknown method 'dens' of paper 'xmoe' (did you mean 'dense'?)"),
-        (("pretrain", *TRAIN[:-1], "77", "--method", "dense"), "unknown seed 77; seeds of paper 'xmoe'"),
+        (("pretrain", *TRAIN[:-1], "77", "--method", "dense"), "unknown seed 77; seeds of paper 'xmoe', profile 'smoke', are: 0"),
         (
             ("finetune", *TRAIN, "--method", "dense", "--training-set", "constructed_po"),
             "unknown training set 'constructed_po' (did you mean 'constructed_pos'?)",
         ),
         (("evaluate", "--paper", "nothing"), "unknown paper 'nothing'"),
+        (("log", "--paper", "xmoe", "pretrain@dens-0"), "unknown run 'pretrain@dens-0' (did you mean 'pretrain@dense-0'?)"),
+        (("tables", "--profile", "paper"), "no paper has records here; make them with: make reproduce PROFILE=paper"),
     ],
 )
 def test_a_mistake_is_one_message_before_anything_heavy_is_loaded(arguments, message):
@@ -61,7 +65,7 @@ def test_a_mistake_is_one_message_before_anything_heavy_is_loaded(arguments, mes
 def test_a_mistake_in_a_file_is_told_the_same_way(tmp_path):
     (tmp_path / "params.yaml").write_text("profil: cpu\n")
     (tmp_path / "experiments").mkdir()
-    lines, errors = call("plan", cwd=tmp_path)
+    lines, errors = call("run", cwd=tmp_path)
     assert "params.yaml: unknown key 'profil' (did you mean 'profile'?)" in errors
     assert lines == ["2"]
 
@@ -85,8 +89,9 @@ def test_lists_are_names_one_a_line(kind):
     assert lines.pop() == "0"
     expected = {
         "layers": config.layers(),
-        "papers": config.papers(ROOT),
-        "profiles": list(config.PROFILES),
+        "papers": experiment.papers(ROOT),
+        "profiles": experiment.profiles(ROOT),
+        "protocols": protocol.names(),
         "routers": config.routers(),
         "methods": sorted({path.stem for path in (ROOT / "experiments").glob("*/methods/*.yaml")}),
     }
@@ -105,16 +110,46 @@ def test_the_methods_of_one_paper():
     ]
 
 
-def test_listed_routing_metrics_are_functions():
-    from moebench.metrics import routing
+@pytest.mark.parametrize(("paper", "profile"), [("xmoe", "cpu"), ("xmoe", "real"), ("e3", "cpu")])
+def test_listed_metrics_are_those_of_the_records(paper, profile):
+    from moebench.results import records
 
-    assert all(callable(getattr(routing, name)) for name in cli.ROUTING_METRICS)
+    found = records.read(ROOT / "results" / profile / paper / "records.csv", records.RECORDS)
+    listed = experiment.Experiment(ROOT, paper, profile).protocol.config.METRICS
+    assert len(listed) == len(set(listed))
+    detection = ("auroc", "aupr_out", "aupr_in", "fpr_at_95_tpr")
+    measured = {next((name for name in detection if metric.startswith(name)), metric) for metric in set(found["metric"])}
+    assert {metric for metric in measured if not metric.endswith("_shot")} <= set(listed)
 
 
-def test_listed_uncertainty_metrics_are_those_of_the_records():
-    from moebench.tasks.uncertainty import DIVERSITY, MEASURES, TEMPERATURE
+BAD = {
+    "protocol: transfer": ("protocol: transfers", "experiment.yaml: key 'protocol' has the value 'transfers' (did you mean 'transfer'?)"),
+    "name: X-MoE": ("nam: X-MoE", "experiment.yaml: unknown key 'nam' (did you mean 'name'?); keys are: arxiv, name, protocol, title"),
+    'arxiv: "2204.09179"': ("arxiv: 2204.0917", "experiment.yaml: key 'arxiv' has the value 2204.0917"),
+}
 
-    assert sorted(cli.UNCERTAINTY_METRICS) == sorted((*MEASURES, *DIVERSITY, TEMPERATURE))
+
+@pytest.mark.parametrize("old", BAD)
+def test_a_mistake_in_what_a_paper_is(tmp_path, old):
+    new, message = BAD[old]
+    (tmp_path / "params.yaml").write_text("profile: smoke\n")
+    shutil.copytree(ROOT / "experiments" / "xmoe", tmp_path / "experiments" / "xmoe")
+    about = tmp_path / "experiments" / "xmoe" / "experiment.yaml"
+    about.write_text(about.read_text().replace(old, new))
+    lines, errors = call("run", cwd=tmp_path)
+    assert message in errors
+    assert lines == ["2"]
+
+
+def test_a_protocol_that_lacks_a_room(tmp_path, monkeypatch):
+    folder = tmp_path / "half"
+    folder.mkdir()
+    for room in protocol.ROOMS:
+        if room not in ("runs", "tables"):
+            (folder / f"{room}.py").write_text("")
+    monkeypatch.setattr(protocol, "FOLDER", tmp_path)
+    with pytest.raises(MoebenchError, match=r"half: protocol 'half' lacks runs\.py, tables\.py; a protocol has the rooms config, prepare,"):
+        protocol.find("half", Path("experiment.yaml"))
 
 
 def test_an_interrupt_is_not_a_traceback(monkeypatch, capsys):
@@ -122,8 +157,8 @@ def test_an_interrupt_is_not_a_traceback(monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.chdir(ROOT)
-    monkeypatch.setitem(cli.VERBS, "plan", interrupted)
-    assert cli.main(["plan"]) == 130
+    monkeypatch.setitem(cli.VERBS, "select", interrupted)
+    assert cli.main(["select"]) == 130
     assert capsys.readouterr().err == "moebench: interrupted\n"
 
 

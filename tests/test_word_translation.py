@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from moebench.config import Constructed
 from moebench.data.constructed import ConstructedSource
 from moebench.data.constructed.tasks import tagged
 from moebench.data.constructed.world import Sampler
+from moebench.data.text_settings import Constructed
 
 PATH = Path(__file__).parents[1] / "benchmarks" / "word_translation.py"
 

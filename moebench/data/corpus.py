@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from array import array
@@ -154,3 +155,30 @@ def _add_translations(rows: _Rows, batches: Iterator[list[tuple[str, ...]]], tok
     for languages, stream in streams.items():
         rows.add([tokenizer.bos, *stream], languages, "translation", tokenizer.pad)
     return truncated
+
+
+class PackedRows:
+    """The packed rows of a prepared corpus, as `pack` writes them, mapped into memory.
+
+    Raises:
+        MoebenchError: the files are missing or damaged.
+    """
+
+    def __init__(self, folder: Path, split: str):
+        try:
+            self.rows_NS = np.load(folder / f"{split}.npy", mmap_mode="r")
+            labels = json.loads((folder / f"{split}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError, EOFError) as error:
+            raise MoebenchError(f"{folder / split}.npy: not a readable corpus ({error}); prepare the data again") from error
+        self.language = np.array(labels["language"])
+        self.kind = np.array(labels["kind"])
+        if not len(self.rows_NS) == len(self.language) == len(self.kind):
+            raise MoebenchError(f"{folder / split}.json: {len(self.language)} labels for {len(self.rows_NS)} rows; prepare the data again")
+
+    def piece_counts(self, tokenizer: Tokenizer) -> np.ndarray:
+        """Return how often each vocabulary piece occurs in the rows, (V,); padding does not count."""
+        counts = np.zeros(tokenizer.size, dtype=np.int64)
+        for begin in range(0, len(self.rows_NS), 10_000):
+            counts += np.bincount(np.asarray(self.rows_NS[begin : begin + 10_000]).ravel(), minlength=tokenizer.size)
+        counts[tokenizer.pad] = 0
+        return counts

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from moebench.catalogue import TASKS, Task
-from moebench.config import Data, tasks
 from moebench.data import formats
+from moebench.data.catalogue import TASKS, Task
 from moebench.data.formats import LabelsStripped, Row
 from moebench.data.sampling import sampled
+from moebench.data.text_settings import TextData, tasks
 from moebench.errors import MoebenchError, nearest
 from moebench.files import sha256
 
@@ -147,7 +147,7 @@ class FilesSource:
     name = "files"
     pivot = "en"
 
-    def __init__(self, folder: Path, data: Data, step: Callable[[str], object] = lambda what: None):
+    def __init__(self, folder: Path, data: TextData, step: Callable[[str], object] = lambda what: None):
         """Check that every file that must be there is there; nothing is parsed yet.
 
         Args:

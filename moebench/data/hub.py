@@ -20,12 +20,13 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from moebench.catalogue import TASKS, Task
-from moebench.config import Config, Data, load, tasks
+from moebench.config import Config, load
 from moebench.data import formats
+from moebench.data.catalogue import TASKS, Task
 from moebench.data.files import HELD_OUT, HELD_OUT_DOCUMENTS
 from moebench.data.formats import Groups, Row
 from moebench.data.sampling import sampled
+from moebench.data.text_settings import TextData, tasks
 from moebench.errors import MoebenchError, nearest
 from moebench.files import sha256
 
@@ -135,7 +136,7 @@ class HubSource:
     name = "hub"
     pivot = "en"
 
-    def __init__(self, root: Path, data: Data, step: Callable[[str], object] = lambda what: None):
+    def __init__(self, root: Path, data: TextData, step: Callable[[str], object] = lambda what: None):
         """Check the configuration; nothing is fetched or read yet.
 
         Args:

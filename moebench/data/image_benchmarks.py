@@ -21,10 +21,10 @@ from pathlib import Path
 
 import numpy as np
 
-from moebench.config_images import CORRUPTED, DOWNSTREAM, UPSTREAM, ImageData, ImageFiles
 from moebench.data import image_files as readers
 from moebench.data.corruptions import CORRUPTIONS, corrupt
 from moebench.data.image_files import Resized, part
+from moebench.data.image_settings import CORRUPTED, DOWNSTREAM, UPSTREAM, ImageData, ImageFiles
 from moebench.data.images import ImageSet
 from moebench.data.sampling import permutation
 from moebench.errors import MoebenchError

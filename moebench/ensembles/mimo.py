@@ -3,14 +3,14 @@
 B images, M members, R repetitions of a batch, C classes.
 
 There is no form of it for text here: two texts have no common positions to be added at, as two images have patches, for their lengths
-differ; the paper has none either.
+differ; the paper has none either. The loss is the mean over members of each member's cross-entropy on its own labels; the paper and the
+public code for CIFAR have the sum, M times as much, the public vision transformer the mean.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from moebench.models.vit import ViT
 
@@ -76,11 +76,3 @@ def training_batch(images: Tensor, labels_B: Tensor, members: int, repetition: f
 def tile(images: Tensor, members: int) -> Tensor:
     """The input of a test: the same image M times, (B, channels, side, side) to (B, M·channels, side, side)."""
     return images.repeat(1, members, 1, 1)
-
-
-def mean_cross_entropy(logits_BMC: Tensor, labels_BM: Tensor) -> Tensor:
-    """The loss: the mean over members and inputs of each member's cross-entropy on its own labels, nats.
-
-    The paper and the public code for CIFAR have the sum over members, M times as much; the public vision transformer has the mean.
-    """
-    return functional.cross_entropy(logits_BMC.flatten(0, 1), labels_BM.flatten())

@@ -14,23 +14,23 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from moebench import config
 from moebench.data.bundled import Bundle, fetch
 from moebench.errors import MoebenchError
+from moebench.models import shapes
 from moebench.models.encoder import Encoder
 from moebench.moe.experts import ResidualExperts
 from moebench.moe.layer import MoELayer
 from moebench.moe.registry import build_layer, build_router
 
 
-def build_encoder(shape: config.Encoder, sparse: config.Sparse | None, method: dict[str, Any], vocabulary: int) -> Encoder:
+def build_encoder(shape: shapes.Encoder, sparse: shapes.Sparse | None, method: dict[str, Any], vocabulary: int) -> Encoder:
     """Build an encoder with random weights, drawn from torch's global generator.
 
     The dense trunk is drawn first, so that methods with the same seed start from the same trunk.
 
     Args:
         shape: the trunk.
-        sparse: the inserted layer (`moebench.config.sparse`); none for the layer ``none``.
+        sparse: the inserted layer (`moebench.protocols.transfer.config.sparse`); none for the layer ``none``.
         method: ``layer``, ``router`` and ``options`` of the method.
         vocabulary: V, rows of the embedding.
     """

@@ -20,11 +20,11 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from moebench import config
 from moebench.data.checkpoint_files import CONFIG, TOKENIZER, WEIGHTS, missing, parts
 from moebench.data.tokenizer import Tokenizer
 from moebench.errors import MoebenchError, nearest
 from moebench.files import read_json, sha256
+from moebench.models import shapes
 from moebench.models.encoder import Encoder
 
 
@@ -72,7 +72,7 @@ BUFFERS = {"embeddings.position_ids", "embeddings.token_type_ids"}
 """Constants that older versions of transformers stored beside the weights."""
 
 
-def shape_of(folder: Path) -> config.Encoder:
+def shape_of(folder: Path) -> shapes.Encoder:
     """Return the shape of the encoder in ``folder``.
 
     ``max_positions`` is the number of tokens a sequence may have: of RoBERTa's 514 rows, 512.
@@ -84,7 +84,7 @@ def shape_of(folder: Path) -> config.Encoder:
     shape = {ours: values[theirs] for ours, theirs in KEYS.items()}
     shape["max_positions"] -= offset
     try:
-        return config.Encoder(norm=family.norm, positions="learned", **shape)
+        return shapes.Encoder(norm=family.norm, positions="learned", **shape)
     except ValidationError as error:
         first = error.errors()[0]
         keys = [KEYS.get(str(part), str(part)) for part in first["loc"]]
@@ -224,7 +224,7 @@ def _open(folder: Path, stack: contextlib.ExitStack) -> dict[str, tuple[Path, An
     return places
 
 
-def _plan(shape: config.Encoder, rows: int, offset: int) -> Iterator[tuple[str, list[str], tuple[int, ...]]]:
+def _plan(shape: shapes.Encoder, rows: int, offset: int) -> Iterator[tuple[str, list[str], tuple[int, ...]]]:
     """Our name, the tensors that it is made of, one below the other, and the size of each of these."""
     D, F = shape.width, shape.inner
     yield "embedding.weight", ["embeddings.word_embeddings.weight"], (rows, D)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from moebench import config
+from moebench.models import shapes
 from moebench.models.attention import attend, attention_probs
 from moebench.moe.layer import Aux, SparseLayer
 
@@ -36,7 +36,7 @@ class RelativeBias(nn.Module):
 class Block(nn.Module):
     """Self-attention and a feed-forward layer, each with a residual and layer normalisation before or after it."""
 
-    def __init__(self, shape: config.Encoder):
+    def __init__(self, shape: shapes.Encoder):
         super().__init__()
         self.heads = shape.heads
         self.pre = shape.norm == "pre"
@@ -82,7 +82,7 @@ class Encoder(nn.Module):
     h' = h + layer(h): the blocks around it are those of the dense encoder.
     """
 
-    def __init__(self, shape: config.Encoder, vocabulary: int, sparse: SparseLayer | None = None):
+    def __init__(self, shape: shapes.Encoder, vocabulary: int, sparse: SparseLayer | None = None):
         super().__init__()
         self.shape = shape
         self.embedding = nn.Embedding(vocabulary, shape.width)

@@ -6,11 +6,11 @@ counter on the dense path. D width, S positions, F inner width, E experts.
 
 from __future__ import annotations
 
-from moebench import config
+from moebench.models import shapes
 from moebench.models.encoder import Encoder
 
 
-def trunk_flops(shape: config.Encoder, positions: int) -> int:
+def trunk_flops(shape: shapes.Encoder, positions: int) -> int:
     """Forward operations per token of the dense blocks, an addition and a multiplication counted as two.
 
     Args:
@@ -20,12 +20,12 @@ def trunk_flops(shape: config.Encoder, positions: int) -> int:
     return shape.layers * (8 * shape.width**2 + 4 * shape.width * positions + 4 * shape.width * shape.inner)
 
 
-def row_flops(shape: config.Encoder, sparse: config.Sparse) -> int:
+def row_flops(shape: shapes.Encoder, sparse: shapes.Sparse) -> int:
     """Forward operations of one expert on one row: 4 D F a sub-layer."""
     return sparse.sublayers * 4 * shape.width * sparse.inner
 
 
-def flops_per_token(encoder: Encoder, sparse: config.Sparse | None, positions: int, rows: float = 1.0) -> float:
+def flops_per_token(encoder: Encoder, sparse: shapes.Sparse | None, positions: int, rows: float = 1.0) -> float:
     """Forward operations per token of the whole encoder.
 
     Args:
@@ -52,7 +52,7 @@ def parameter_counts(encoder: Encoder) -> tuple[int, int]:
     return total, total - experts + experts // next(encoder.sparse.experts.parameters()).shape[0]
 
 
-def costs_of(encoder: Encoder, sparse: config.Sparse | None, positions: int, rows: float = 1.0) -> dict[str, int]:
+def costs_of(encoder: Encoder, sparse: shapes.Sparse | None, positions: int, rows: float = 1.0) -> dict[str, int]:
     """Return ``parameters``, ``active_parameters`` and ``flops_per_token`` of an encoder without its head; arguments as above."""
     total, active = parameter_counts(encoder)
     return {"parameters": total, "active_parameters": active, "flops_per_token": round(flops_per_token(encoder, sparse, positions, rows))}

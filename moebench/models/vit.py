@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from moebench.config import Config, Positive
-from moebench.config_images import Vision
 from moebench.errors import MoebenchError
 from moebench.models.attention import attend
+from moebench.models.shapes import Vision
 from moebench.moe.experts import FeedForwardExperts
 from moebench.moe.layer import Aux, MoELayer
 from moebench.moe.registry import build_router

@@ -47,30 +47,28 @@ class Table(config.Config):
 class Published(config.Config):
     """All published tables of one paper, by table number (of the arXiv version)."""
 
-    paper: str
-    """The name tables call the paper by."""
-    arxiv: Annotated[str, Field(pattern=r"^\d{4}\.\d{5}$")]
     tables: dict[str, Table]
+
+    @property
+    def rows(self) -> list[str]:
+        """Names of all rows of all tables."""
+        return list(dict.fromkeys(row for table in self.tables.values() for row in table.rows))
 
     def table(self, number: str) -> Table:
         """Return one table.
 
         Raises:
-            MoebenchError: the file holds no such table.
+            MoebenchError: there is no such table.
         """
         if number not in self.tables:
-            raise MoebenchError(f"published.yaml of {self.paper} holds no table {number!r}; it holds: {', '.join(self.tables)}")
+            raise MoebenchError(f"published.yaml holds no table {number!r}; it holds: {', '.join(self.tables)}")
         return self.tables[number]
 
-    def where(self, number: str, row: str | None, column: str) -> str:
-        """Return where a cell is published, for example ``X-MoE Table 1, XNLI``; an empty string where it is not."""
-        return f"{self.paper} Table {number}, {column}" if self.table(number).cell(row, column) else ""
 
-
-def load(root: Path, paper: str) -> Published:
+def load(path: Path) -> Published:
     """Load the published numbers of a paper.
 
     Raises:
         MoebenchError: the file is missing or does not validate.
     """
-    return config.load(root / "experiments" / paper / "published.yaml", Published)
+    return config.load(path, Published)

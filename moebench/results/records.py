@@ -8,12 +8,13 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from moebench.errors import MoebenchError, nearest
 from moebench.files import write_text
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Form:
 
 
 RUN = {"profile": str, "paper": str, "method": str, "seed": int, "stage": str, "task": str}
-"""Key of a run; ``task`` is ``mlm`` in pre-training and the training set in fine-tuning."""
+"""Key of a run; ``task`` is the protocol's name for pre-training, and the training set in fine-tuning."""
 
 RECORDS = Form(
     {"profile": str, "data": str, "paper": str, "method": str, "seed": int, "stage": str, "task": str, "language": str, "metric": str},
@@ -67,6 +68,14 @@ COSTS = Form(
     complete=False,
 )
 """What a run cost; not stable from machine to machine."""
+
+CURVES = Form(
+    {"profile": str, "data": str, "paper": str, "method": str, "seed": int, "curve": str, "point": int},
+    {"x": float, "y": float, "n": int},
+    complete=True,
+)
+"""Points of figures, as a protocol defines them; ``n`` is the number of examples behind a point."""
+FILES = {"records.csv": RECORDS, "provenance.csv": PROVENANCE, "costs.csv": COSTS, "curves.csv": CURVES}
 
 
 def decimal(value: float) -> str:
@@ -150,6 +159,8 @@ def write(path: Path, rows: Iterable[Mapping[str, Any]], form: Form) -> None:
 
 def read(path: Path, form: Form) -> pd.DataFrame:
     """Read and check a file written by `write` (see `read_rows`)."""
+    import pandas as pd
+
     return pd.DataFrame(read_rows(path, form), columns=list(form.columns))
 
 
@@ -192,14 +203,3 @@ def read_rows(path: Path, form: Form) -> list[dict[str, Any]]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise MoebenchError(f"{path}: cannot be read: {error}") from error
     return list(rows.values())
-
-
-def command(paper: str, stage: str, profile: str, method: str, seed: int, training_set: str = "") -> str:
-    """Return the command that makes one run, for example ``dvc repro experiments/xmoe/dvc.yaml:finetune@cpu-dense-udpos-0``."""
-    return f"dvc repro {address(paper, stage, profile, method, seed, training_set)}"
-
-
-def address(paper: str, stage: str, profile: str, method: str, seed: int, training_set: str = "") -> str:
-    """Return what DVC calls the stage of one run."""
-    key = "-".join(part for part in (profile, method, training_set, str(seed)) if part)
-    return f"experiments/{paper}/dvc.yaml:{stage}@{key}"

@@ -23,6 +23,8 @@ class Training(lightning.LightningModule):
     (arXiv 2110.04260, eqs. 4-5): the sum of both losses + α · ½ Σ_c (p − q)(ln p − ln q), the symmetric divergence of both
     predictions, as a mean over what is predicted; the public code sums over it and divides by the number of target tokens later.
 
+    ``loss``, ``gradient_norm`` and ``watched`` are those of the last step: the latter, unless it is none, what its sparse layers reported.
+
     Args:
         optimisation: optimiser and schedule.
         losses: loss of the sparse layers → coefficient.
@@ -39,6 +41,9 @@ class Training(lightning.LightningModule):
         self.coefficients = dict(losses)
         self.consistency = consistency
         self.seed = seed
+        self.loss = math.nan
+        self.gradient_norm = torch.tensor(math.nan)
+        self.watched: dict[str, float] | None = None
         self.register_buffer("usage", torch.zeros(3, dtype=torch.int64))
 
     def outputs(self, batch: Batch) -> tuple[Tensor, Tensor, list[Aux]]:
@@ -53,12 +58,16 @@ class Training(lightning.LightningModule):
             again, _, others = self.outputs(batch)
             loss = loss + self.total_loss(functional.cross_entropy(again, targets), others)
             loss = loss + self.consistency * symmetric_divergence(logits[targets != -100], again[targets != -100])
-        if not math.isfinite(value := loss.item()):
-            raise FloatingPointError(f"the training loss is {value} at step {self.global_step}; lower the learning rate")
+        self.loss = loss.item()
+        if not math.isfinite(self.loss):
+            raise FloatingPointError(f"the training loss is {self.loss} at step {self.global_step}; lower the learning rate")
         return loss
 
     def total_loss(self, task: Tensor, reports: list[Aux]) -> Tensor:
         """Add the losses of the sparse layers."""
+        if self.watched is not None and reports:
+            self.watched = {name: math.fsum(aux.losses[name].item() for aux in reports) for name in reports[0].losses}
+            self.watched["largest_load"] = max((aux.load.max() / aux.load.double().mean()).item() for aux in reports)
         for aux in reports:
             self.usage += torch.tensor([len(aux.probs), int(aux.load.sum()), aux.dropped], device=self.usage.device)
             task = task + sum(coefficient * aux.losses[name] for name, coefficient in self.coefficients.items() if coefficient)
@@ -113,7 +122,7 @@ class Training(lightning.LightningModule):
 
     def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None) -> None:
         """Clip by the norm of all gradients; Lightning's own clipping refuses a fused optimiser in mixed precision."""
-        torch.nn.utils.clip_grad_norm_(self.trained, self.optimisation.clip)
+        self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.trained, self.optimisation.clip)
 
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:
         """Step, then let the routers do what they do after a step: before any callback sees the new state and saves it."""

@@ -23,13 +23,17 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 
 import moebench
-from moebench.errors import MoebenchError
-from moebench.files import read_json, write_json
+from moebench.config import Optimisation
+from moebench.errors import MoebenchError, nearest
+from moebench.files import read_json, write_json, write_text
 from moebench.training.batches import Batch, StepBatches
 from moebench.training.module import Training
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's ``mallopt``."""
+COURSE_ROWS = 100
+"""So many rows a run's course has, or up to twice as many."""
+LOGGERS = ("tensorboard", "wandb")
 
 
 @rank_zero_only
@@ -54,13 +58,22 @@ def close_run(folder: Path) -> None:
 
 
 class Progress(pl.Callback):
-    """Writes ``progress.json`` every two seconds and counts training seconds and tokens over interruptions."""
+    """Counts training seconds and tokens over interruptions, and writes down how the run goes.
+
+    ``progress.json``, every two seconds: step, steps and loss; it is gone when the run is finished. ``course.csv``, kept: every n-th step's
+    loss, each loss of the sparse layers (unscaled, summed over layers), the largest load of an expert over the mean load (the worst layer),
+    the norm of all gradients before clipping, the highest learning rate of any parameter, and tokens a second since the row before; the
+    same bytes for the same run, but for that last column.
+    """
 
     def __init__(self, folder: Path, steps: int):
-        self.path, self.steps = folder / "progress.json", steps
+        self.path, self.course, self.steps = folder / "progress.json", folder / "course.csv", steps
+        self.every = max(1, steps // COURSE_ROWS)
         self.seconds = 0.0
         self.tokens = 0
+        self.rate = 0.0
         self._last = self._written = time.monotonic()
+        self._row = (0.0, 0)  # seconds and tokens at the last row of the course
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run goes on from."""
@@ -71,18 +84,68 @@ class Progress(pl.Callback):
         self.seconds, self.tokens = state_dict["seconds"], state_dict["tokens"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock."""
+        """Start the clock, and drop what the course says of steps after the checkpoint."""
         self._last = self._written = time.monotonic()
+        self._row = (self.seconds, self.tokens)
+        if trainer.is_global_zero and self.course.is_file():
+            header, *rows = self.course.read_text(encoding="utf-8").splitlines(keepends=True) or [""]
+            kept = [row for row in rows if row.endswith("\n") and int(row.split(",")[0]) <= trainer.global_step]
+            write_text(self.course, "".join([header, *kept] if kept else []))
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        """Ask the module to watch the steps that the course shows."""
+        assert isinstance(pl_module, Training)
+        pl_module.watched = {} if (trainer.global_step + 1) % self.every == 0 else None
+        self.rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Count the step."""
+        assert isinstance(pl_module, Training)
         now = time.monotonic()
         self.seconds += now - self._last
         self.tokens += int(batch["mask"].sum()) if "mask" in batch else len(batch["labels"])
         self._last = now
-        if now - self._written > 2 and trainer.is_global_zero:
+        if not trainer.is_global_zero:
+            return
+        if now - self._written > 2:
             self._written = now
-            write_json(self.path, {"step": trainer.global_step, "steps": self.steps})
+            write_json(self.path, {"step": trainer.global_step, "steps": self.steps, "loss": pl_module.loss})
+        if pl_module.watched is not None:
+            self._write_row(trainer, pl_module, pl_module.watched)
+
+    def _write_row(self, trainer: pl.Trainer, module: Training, watched: dict[str, float]) -> None:
+        seconds, tokens = self.seconds - self._row[0], self.tokens - self._row[1]
+        self._row = (self.seconds, self.tokens)
+        row = {"loss": module.loss, **watched, "gradient_norm": float(module.gradient_norm), "learning_rate": self.rate}
+        with open(self.course, "a", encoding="utf-8") as file:
+            if not file.tell():
+                file.write(",".join(["step", *row, "tokens_per_second"]) + "\n")
+            cells = [str(trainer.global_step), *(f"{value:.6g}" for value in row.values()), f"{tokens / max(seconds, 1e-9):.0f}"]
+            file.write(",".join(cells) + "\n")
+        if trainer.logger is not None:
+            trainer.logger.log_metrics(row, trainer.global_step)
+
+
+def make_logger(folder: Path) -> Any:
+    """The logger that the environment variable MOEBENCH_LOGGER asks for, ``tensorboard`` or ``wandb``; False: none, the usual case.
+
+    Raises:
+        MoebenchError: another value, or the package is not installed.
+    """
+    name = os.environ.get("MOEBENCH_LOGGER", "")
+    if not name:
+        return False
+    if name not in LOGGERS:
+        raise MoebenchError(f"MOEBENCH_LOGGER has the value {name!r}{nearest(name, LOGGERS)}; loggers are: {', '.join(LOGGERS)}")
+    from lightning.pytorch import loggers
+
+    home, run = folder.parents[2] / name, f"{folder.parent.name}/{folder.name}"
+    try:
+        if name == "tensorboard":
+            return loggers.TensorBoardLogger(home, name=run, version="")
+        return loggers.WandbLogger(project="moebench", name=run, save_dir=home.parent)
+    except ModuleNotFoundError as error:
+        raise MoebenchError(f"logger {name!r}: its package is not here; install it with: pip install {name}") from error
 
 
 def keep_freed_memory() -> None:
@@ -108,13 +171,12 @@ def check_precision(precision: str) -> None:
         raise MoebenchError(f"precision: bf16, but {processor()} has no instructions for it and would take fifty times as long; use fp32")
 
 
-def make_trainer(folder: Path, steps: int, checkpoint_every: int, scale: dict[str, Any]) -> tuple[pl.Trainer, Progress]:
+def make_trainer(folder: Path, optimisation: Optimisation, scale: dict[str, Any]) -> tuple[pl.Trainer, Progress]:
     """Build the Lightning trainer of a run.
 
     Args:
         folder: the run's folder.
-        steps: steps of the optimiser.
-        checkpoint_every: steps between resumable checkpoints.
+        optimisation: for how many steps, and how many of them between resumable checkpoints.
         scale: ``precision`` (fp32 or bf16), ``devices``, ``nodes``, ``threads`` of the profile.
 
     Raises:
@@ -125,9 +187,13 @@ def make_trainer(folder: Path, steps: int, checkpoint_every: int, scale: dict[st
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # 2 % of a step; nothing here reads what it has not written
     keep_freed_memory()
-    progress = Progress(folder, steps)
+    progress = Progress(folder, optimisation.steps)
     checkpoint = ModelCheckpoint(
-        dirpath=folder / "checkpoints", filename="last", every_n_train_steps=checkpoint_every, save_top_k=1, enable_version_counter=False
+        dirpath=folder / "checkpoints",
+        filename="last",
+        every_n_train_steps=optimisation.checkpoint_every,
+        save_top_k=1,
+        enable_version_counter=False,
     )
     warnings.filterwarnings("ignore", module="lightning")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -137,9 +203,9 @@ def make_trainer(folder: Path, steps: int, checkpoint_every: int, scale: dict[st
         num_nodes=scale["nodes"],
         strategy="ddp_find_unused_parameters_true" if scale["devices"] * scale["nodes"] > 1 else "auto",  # some routers rest in a stage
         precision="bf16-mixed" if scale["precision"] == "bf16" else "32-true",
-        max_steps=steps,
+        max_steps=optimisation.steps,
         callbacks=[progress, checkpoint],
-        logger=False,
+        logger=make_logger(folder),
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from moebench.catalogue import TASKS
-from moebench.config import Constructed
+from moebench.data.catalogue import TASKS
 from moebench.data.constructed import MAKERS, ConstructedSource, corpus
 from moebench.data.constructed.meaning import Event, Name, Phrase, Sentence, Term
 from moebench.data.constructed.scripts import spell
 from moebench.data.constructed.world import CATEGORIES
+from moebench.data.text_settings import Constructed
 from moebench.errors import MoebenchError
 
 OPTIONS = Constructed(documents=300, parallel=100, train=600, validation=30, test=150)
@@ -30,9 +30,9 @@ QA = ("constructed_qa_parallel", "constructed_qa_cross", "constructed_qa_native"
 
 DIGEST = """
 import hashlib, json, sys
-from moebench.config import Constructed
+from moebench.data.text_settings import Constructed
 from moebench.data.constructed import MAKERS, ConstructedSource
-from moebench.catalogue import TASKS
+from moebench.data.catalogue import TASKS
 source = ConstructedSource(Constructed(languages=8, lexicon=60, names=40, documents=20, parallel=10, train=20, validation=10, test=10))
 made = [list(source.documents(split)) + list(source.parallel(split)) for split in ("train", "validation")]
 made += [source.train(name) + source.validation(name) for name in MAKERS]

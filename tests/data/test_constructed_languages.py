@@ -5,12 +5,12 @@ import unicodedata
 
 import pytest
 
-from moebench.config import Constructed
 from moebench.data.constructed.language import TYPOLOGIES, languages
 from moebench.data.constructed.meaning import Event, Name, Phrase, Sentence, Term
 from moebench.data.constructed.realise import Realiser, text, tokens
 from moebench.data.constructed.scripts import LETTERS, spell
 from moebench.data.constructed.world import World
+from moebench.data.text_settings import Constructed
 
 OPTIONS = Constructed(languages=8)
 WORLD = World(OPTIONS)

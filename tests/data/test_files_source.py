@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from moebench.catalogue import TASKS
-from moebench.config import Data
+from moebench.data.catalogue import TASKS
 from moebench.data.files import HELD_OUT, HELD_OUT_DOCUMENTS, FilesSource
 from moebench.data.schema import check
+from moebench.data.text_settings import TextData
 from moebench.errors import MoebenchError
 
 LABELS = ("contradiction", "entailment", "neutral")
@@ -48,7 +48,7 @@ def squad(contexts: int, word: str, answered: bool = True) -> str:
 
 
 def source(folder: Path, *tasks: str, **options) -> FilesSource:
-    return FilesSource(folder, Data(source="files", tasks=tasks, tokens={"source": "bundled"}, **options))
+    return FilesSource(folder, TextData(source="files", tasks=tasks, tokens={"source": "bundled"}, **options))
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moebench.catalogue import ENTITY_LABELS, NLI_LABELS, PARAPHRASE_LABELS, UPOS_LABELS
 from moebench.data import formats
+from moebench.data.catalogue import ENTITY_LABELS, NLI_LABELS, PARAPHRASE_LABELS, UPOS_LABELS
 from moebench.data.formats import LabelsStripped, documents, pairs, sentences, squad
 from moebench.data.schema import check
 from moebench.errors import MoebenchError

@@ -12,11 +12,11 @@ import pytest
 import yaml
 
 from moebench import config
-from moebench.catalogue import TASKS, UPOS_LABELS
-from moebench.config import Data
+from moebench.data.catalogue import TASKS, UPOS_LABELS
 from moebench.data.files import HELD_OUT, HELD_OUT_DOCUMENTS
 from moebench.data.hub import HubSource, Sources
 from moebench.data.schema import check
+from moebench.data.text_settings import TextData
 from moebench.errors import MoebenchError
 
 datasets = pytest.importorskip("datasets")
@@ -152,8 +152,7 @@ def by_hand(hub: Path, root: Path, *names: str) -> None:
 
 
 def source(root: Path, *tasks: str, **options) -> HubSource:
-    # A plain object where Data does not know the source yet.
-    return HubSource(root, Data(source="files", tasks=tasks, tokens={"source": "bundled"}, **options))
+    return HubSource(root, TextData(source="files", tasks=tasks, tokens={"source": "bundled"}, **options))
 
 
 def sources(root: Path, change) -> None:
@@ -326,7 +325,7 @@ def test_bad_rows_are_named(hub, root, task, features, row, part):
 def test_without_network_it_fails_at_once_and_says_what_to_fetch_and_where_to_put_it(root):
     shown = []
     found = HubSource(
-        root, Data(source="files", tasks=["xnli", "xquad"], tokens={"source": "bundled"}, languages=["en", "de"]), shown.append
+        root, TextData(source="files", tasks=["xnli", "xquad"], tokens={"source": "bundled"}, languages=["en", "de"]), shown.append
     )
     with pytest.raises(MoebenchError) as error:
         list(found.train("xnli"))

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moebench.catalogue import ENTITY_LABELS, NLI_LABELS, PARAPHRASE_LABELS, UPOS_LABELS
-from moebench.config import Data
+from moebench.data.catalogue import ENTITY_LABELS, NLI_LABELS, PARAPHRASE_LABELS, UPOS_LABELS
 from moebench.data.files import HELD_OUT_DOCUMENTS, FilesSource
 from moebench.data.formats import LabelsStripped, columns, conllu, languages, pairs, sentences, squad
 from moebench.data.schema import check
+from moebench.data.text_settings import TextData
 from moebench.errors import MoebenchError
 
 LABELS = ("contradiction", "entailment", "neutral")
@@ -26,7 +26,7 @@ def write(path: Path, text: str) -> Path:
 
 
 def source(folder: Path, *tasks: str, **options) -> FilesSource:
-    return FilesSource(folder, Data(source="files", tasks=tasks, tokens={"source": "bundled"}, **options))
+    return FilesSource(folder, TextData(source="files", tasks=tasks, tokens={"source": "bundled"}, **options))
 
 
 # ----------------------------------------------------------------------------------------------------------------- CoNLL-U
@@ -417,7 +417,7 @@ def test_each_file_is_shown_before_it_is_read(tmp_path):
     write(tmp_path / "c/a.txt", "one\n")
     shown = []
     options = {"corpus_files": {"en": "c"}}
-    files = FilesSource(tmp_path, Data(source="files", tasks=["xnli"], tokens={"source": "bundled"}, **options), shown.append)
+    files = FilesSource(tmp_path, TextData(source="files", tasks=["xnli"], tokens={"source": "bundled"}, **options), shown.append)
     files.test("xnli")
     files.train("xnli")
     files.train("xnli")

@@ -5,15 +5,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from moebench import config
 from moebench.ensembles.batch_ensemble import BatchEnsembleLinear, batch_ensemble_encoder, batch_ensemble_vit, convert, fast_weights, tile
 from moebench.errors import MoebenchError
+from moebench.models import shapes
 from moebench.models.encoder import Encoder
 from moebench.models.heads import PairHead, TagHead
 from moebench.models.vit import Mixture, Vision, ViT, flops_per_image, load_pretrained, mean_cross_entropy
 
 VISION = Vision(image=8, patch=4, layers=4, width=16, heads=4, inner=32)
-TEXT = config.Encoder(layers=3, width=16, heads=4, inner=32)
+TEXT = shapes.Encoder(layers=3, width=16, heads=4, inner=32)
 
 
 def vit(mixture=None, seed=0):

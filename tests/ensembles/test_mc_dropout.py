@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from moebench import config
 from moebench.ensembles.mc_dropout import dropout_on, mc_dropout
+from moebench.models import shapes
 from moebench.models.encoder import Encoder
 from moebench.models.heads import PairHead, TagHead
 from moebench.models.vit import Mixture, Vision, ViT
 
 VISION = Vision(image=8, patch=4, layers=2, width=16, heads=4, inner=32, dropout=0.2)
-TEXT = config.Encoder(layers=2, width=16, heads=4, inner=32, dropout=0.2)
+TEXT = shapes.Encoder(layers=2, width=16, heads=4, inner=32, dropout=0.2)
 
 
 def vit(mixture=None, **change):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from seqeval.metrics import accuracy_score
 from seqeval.metrics.sequence_labeling import get_entities, precision_recall_fscore_support
 
-from moebench.catalogue import ENTITY_LABELS, UPOS_LABELS
+from moebench.data.catalogue import ENTITY_LABELS, UPOS_LABELS
 from moebench.metrics.spans import entity_f1, sentence_counts, span_counts, span_scores, spans
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "metrics_tagging.npz", allow_pickle=False)

@@ -7,14 +7,13 @@ import pytest
 import tiny_bundle
 import torch
 
-from moebench import config
 from moebench.errors import MoebenchError
-from moebench.models import build
+from moebench.models import build, shapes
 from moebench.models.build import build_encoder, load_bundled
 
-SHAPE = config.Encoder(layers=2, width=64, heads=4, inner=128, norm="post", max_positions=32, token_types=2, epsilon=1e-12)
+SHAPE = shapes.Encoder(layers=2, width=64, heads=4, inner=128, norm="post", max_positions=32, token_types=2, epsilon=1e-12)
 XMOE = {"layer": "moe", "router": "xmoe", "options": {"gate": "softmax", "temperature": 0.3}}
-IDENTITY = config.Sparse(experts=4, sublayers=3, inner=16, identity=True)
+IDENTITY = shapes.Sparse(experts=4, sublayers=3, inner=16, identity=True)
 ALL = list(range(tiny_bundle.ROWS))
 
 

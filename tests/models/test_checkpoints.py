@@ -10,17 +10,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from moebench import config
 from moebench.data import checkpoint_files
 from moebench.data.checkpoint_files import resolve
 from moebench.errors import MoebenchError
+from moebench.models import shapes
 from moebench.models.build import build_encoder
 from moebench.models.checkpoints import check_vocabulary, load_checkpoint, rows_of, shape_of, weights_of
 
 CASES = ["bert", "xlm-roberta", "xlm-roberta-xl"]
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 XMOE = {"layer": "moe", "router": "xmoe", "options": {"gate": "softmax", "temperature": 0.3}}
-IDENTITY = config.Sparse(experts=4, sublayers=3, inner=16, identity=True)
+IDENTITY = shapes.Sparse(experts=4, sublayers=3, inner=16, identity=True)
 
 
 def loaded(folder, sparse=None, method=None):

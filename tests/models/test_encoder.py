@@ -7,19 +7,21 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from moebench import config
+from moebench.experiment import Experiment
+from moebench.models import shapes
 from moebench.models.build import build_encoder
 from moebench.models.encoder import Encoder
 from moebench.models.flops import flops_per_token, parameter_counts
 from moebench.models.heads import MaskedLMHead
+from moebench.protocols.transfer.config import sparse
 
-SPARSE = config.Sparse(experts=4, sublayers=3, inner=12)
+SPARSE = shapes.Sparse(experts=4, sublayers=3, inner=12)
 MOE = {"layer": "moe", "router": "xmoe", "options": {"gate": "softmax", "temperature": 0.3}}
 
 
 def shape(**changes):
     values = {"layers": 2, "width": 16, "heads": 4, "inner": 24, "norm": "pre", "positions": "learned"} | changes
-    return config.Encoder(**values)
+    return shapes.Encoder(**values)
 
 
 def inputs(rows=3, length=7):
@@ -167,12 +169,12 @@ def test_analytic_flops_equal_torchs_counter_on_the_dense_path():
 
 def test_published_sizes_on_the_meta_device(project):
     """X-MoE's dense and sparse models: 278.3M and 731.8M parameters, 12,801 of them in the router."""
-    setting = config.setting(project, "xmoe", "paper")
+    experiment = Experiment(project, "xmoe", "paper")
     sizes = {}
     with torch.device("meta"):
         for name, router_size in (("dense", 0), ("smoe_softmax", 24_576), ("xmoe_softmax", 12_801)):
-            method = config.method(project, "xmoe", name)
-            encoder = build_encoder(setting.encoder, config.sparse(setting, method), method.model_dump(), 250002)
+            method = experiment.method(name)
+            encoder = build_encoder(experiment.setting.encoder, sparse(experiment.setting, method), method.model_dump(), 250002)
             router = encoder.sparse.router.parameters() if encoder.sparse else ()
             assert sum(parameter.numel() for parameter in router) == router_size
             head = sum(parameter.numel() for parameter in MaskedLMHead(768, 250002, 1e-5, 0.02).parameters())

@@ -43,7 +43,7 @@ OWN_BALANCE = {"dynmoe": "the mean number of experts a token when even", "stable
 
 def other_values(folder, name):
     """One option at a time, every other value that its type lists."""
-    for key, field in config.part(folder, name).options.model_fields.items():
+    for key, field in config.part(folder[:-1], name).options.model_fields.items():
         if field.annotation is bool:
             yield {key: not field.default}
         for value in typing.get_args(field.annotation) if typing.get_origin(field.annotation) is typing.Literal else ():
@@ -76,7 +76,7 @@ def build(name, options, experts=4, identity=False, seed=1):
         experts = 1 if name == "dense" else experts
         layer = build_layer(name, D, ResidualExperts(experts, D, 12, 2, identity=identity), options, "the layer")
     else:
-        known = config.part("routers", name).options.model_fields
+        known = config.part("router", name).options.model_fields
         if "k" in known and options.get("k", known["k"].default) > experts:
             options = options | {"k": experts}
         router = build_router(name, D, experts, options, VOCABULARY)

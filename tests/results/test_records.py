@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from moebench.errors import MoebenchError
-from moebench.results.records import COSTS, PROVENANCE, RECORDS, command, read, render, write
+from moebench.results.records import COSTS, PROVENANCE, RECORDS, read, render, write
 
 
 def record(**changes):
@@ -104,8 +104,3 @@ def test_damage_is_named_by_line_and_column(tmp_path, text, message):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(MoebenchError, match=r"records\.csv: cannot be read"):
         read(tmp_path / "records.csv", RECORDS)
-
-
-def test_the_command_of_a_run():
-    assert command("xmoe", "finetune", "cpu", "dense", 0, "udpos") == "dvc repro experiments/xmoe/dvc.yaml:finetune@cpu-dense-udpos-0"
-    assert command("xmoe", "pretrain", "cpu", "dense", 2) == "dvc repro experiments/xmoe/dvc.yaml:pretrain@cpu-dense-2"

@@ -7,19 +7,20 @@ import pytest
 import torch
 from scipy.special import rel_entr
 
-from moebench import config
 from moebench.errors import MoebenchError
+from moebench.models import shapes
 from moebench.models.build import build_encoder
 from moebench.models.flops import flops_per_token
+from moebench.protocols.transfer.config import Pretraining
+from moebench.protocols.transfer.pretraining import MaskedLMBatches, PretrainingModule, mask_tokens, validate
 from moebench.training import trainer as trainer_module
 from moebench.training.module import symmetric_divergence
-from moebench.training.pretraining import MaskedLMBatches, PretrainingModule, mask_tokens, validate
 from moebench.training.trainer import close_run, fit, make_trainer, open_run
 
 TOKENIZER = SimpleNamespace(bos=0, pad=1, eos=2, unk=3, mask=4, size=60)
 SCALE = {"precision": "fp32", "devices": 1, "nodes": 1, "threads": 1}
-SHAPE = config.Encoder(layers=2, width=16, heads=2, inner=16, positions="relative", dropout=0.1)
-SPARSE = config.Sparse(experts=4, sublayers=2, inner=8)
+SHAPE = shapes.Encoder(layers=2, width=16, heads=2, inner=16, positions="relative", dropout=0.1)
+SPARSE = shapes.Sparse(experts=4, sublayers=2, inner=8)
 METHODS = {
     "dense": {"layer": "none"},
     "xmoe": {"layer": "moe", "router": "xmoe", "options": {"gate": "softmax", "temperature": 0.3}},
@@ -28,23 +29,23 @@ METHODS = {
 LOSSES = {"dense": {}, "xmoe": {"balance": 0.01}, "random": {}}
 
 
-def optimisation(steps=12):
-    return config.Pretraining(steps=steps, batch=8, rate=3e-3, mask=0.3, translation=0.25, checkpoint_every=5 if steps < 20 else steps)
+def optimisation(steps=12, **changes):
+    options = {"batch": 8, "rate": 3e-3, "mask": 0.3, "translation": 0.25, "checkpoint_every": 5 if steps < 20 else steps}
+    return Pretraining(steps=steps, **(options | changes))
 
 
-def run(folder, corpus, method, stop_at=None, steps=12, ranks=1):
-    """Train in ``folder``, raising KeyError at step ``stop_at``; returns the module and its trainer."""
-    options = optimisation(steps)
-    open_run(folder, "key")
+def model(method, options):
     torch.manual_seed(0)
-    module = PretrainingModule(
-        build_encoder(SHAPE, SPARSE if METHODS[method]["layer"] == "moe" else None, METHODS[method], TOKENIZER.size),
-        options,
-        LOSSES[method],
-        0.0,
-        seed=0,
-    )
-    trainer, _ = make_trainer(folder, steps, options.checkpoint_every, SCALE)
+    sparse = SPARSE if METHODS[method]["layer"] == "moe" else None
+    return PretrainingModule(build_encoder(SHAPE, sparse, METHODS[method], TOKENIZER.size), options, LOSSES[method], 0.0, seed=0)
+
+
+def run(folder, corpus, method, stop_at=None, steps=12, ranks=1, **changes):
+    """Train in ``folder``, raising KeyError at step ``stop_at``; returns the module and its trainer."""
+    options = optimisation(steps, **changes)
+    open_run(folder, "key")
+    module = model(method, options)
+    trainer, _ = make_trainer(folder, options, SCALE)
     batches = MaskedLMBatches(corpus, TOKENIZER, options, 0, trainer.global_rank, ranks)
 
     def make(step):
@@ -175,6 +176,6 @@ def test_bf16_is_refused_where_the_processor_cannot_multiply_it(tmp_path, monkey
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(trainer_module, "bf16_is_fast", lambda: False)
     with pytest.raises(MoebenchError, match=r"precision: bf16, but .* has no instructions for it.*use fp32"):
-        make_trainer(tmp_path, 1, 1, SCALE | {"precision": "bf16"})
+        make_trainer(tmp_path, optimisation(1), SCALE | {"precision": "bf16"})
     monkeypatch.setattr(trainer_module, "bf16_is_fast", lambda: True)
-    assert make_trainer(tmp_path, 1, 1, SCALE | {"precision": "bf16"})[0].precision == "bf16-mixed"
+    assert make_trainer(tmp_path, optimisation(1), SCALE | {"precision": "bf16"})[0].precision == "bf16-mixed"

@@ -6,11 +6,11 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from moebench.config import Constructed
 from moebench.data.constructed import corpus, tasks
 from moebench.data.constructed.language import languages
 from moebench.data.constructed.realise import Realiser
 from moebench.data.constructed.world import Sampler, World
+from moebench.data.text_settings import Constructed
 from moebench.errors import MoebenchError, nearest
 
 Row = dict[str, Any]

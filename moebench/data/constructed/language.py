@@ -6,9 +6,9 @@ import random
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from moebench.config import Constructed
 from moebench.data.constructed.scripts import mark, spell
 from moebench.data.constructed.world import COUNTS, World
+from moebench.data.text_settings import Constructed
 
 CASES = ("nominative", "accusative", "oblique", "instrumental")
 FUNCTION_WORDS = {

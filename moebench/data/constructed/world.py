@@ -7,8 +7,8 @@ import zlib
 from collections.abc import Sequence
 from typing import TypeVar
 
-from moebench.config import Constructed
 from moebench.data.constructed.meaning import HOW_MANY, WHAT, WHEN, WHERE, WHO, Event, Name, Phrase, Term
+from moebench.data.text_settings import Constructed
 
 CATEGORIES = ("person", "institution", "animal", "food", "tool")
 THINGS = CATEGORIES[2:]

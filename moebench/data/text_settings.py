@@ -1,0 +1,132 @@
+"""What a profile's texts may be: ``experiments/<paper>/data/<profile>.yaml`` of papers on texts. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from moebench.config import BaseData, Config, Count, Positive, Share
+from moebench.data.catalogue import TASKS, Task, task
+from moebench.errors import nearest
+
+
+class Constructed(Config):
+    """How the constructed languages are made (``docs/CONSTRUCTED_LANGUAGES.md``)."""
+
+    languages: Annotated[int, Field(ge=2, le=8)] = 5
+    """How many, the pivot included; the first ones are the nearest to it."""
+    seed: int = 0
+    cognates: Share = 0.12
+    """Share of the lexicon that a language shares with the pivot, by form."""
+    romanised: bool = False
+    """Whether all languages are written in the pivot's letters, so that what they share by form has the same pieces."""
+    lexicon: Annotated[int, Field(ge=60)] = 90
+    """Number of lemmas of open word classes."""
+    names: Annotated[int, Field(ge=40)] = 90
+    documents: Positive = 8000
+    """Pre-training documents per language."""
+    parallel: Count = 4000
+    """Translated phrases and sentences, of the pivot with each other language."""
+    train: Positive = 6000
+    """Training examples per task, pivot only."""
+    validation: Positive = 300
+    test: Positive = 300
+    """Test examples per task and language."""
+
+
+class Corpus(Config):
+    """The pre-training rows."""
+
+    sequence_length: Positive = 64
+    validation_rows: Positive = 200
+    """Held-out rows per language."""
+
+
+class Tokens(Config):
+    """Which tokenizer: SentencePiece trained on the training corpus, the bundled XLM-R pieces, or a checkpoint's."""
+
+    source: Literal["trained", "bundled", "hub"] = "trained"
+    vocabulary: Positive | None = None
+    """Number of pieces; only for ``trained``, where it is required."""
+    checkpoint: str | None = None
+    """A folder below ``data/downloads``, or owner/name@revision; only for ``hub``, where it is required."""
+
+    @model_validator(mode="after")
+    def _options_fit_the_source(self) -> Tokens:
+        if (self.vocabulary is None) == (self.source == "trained"):
+            raise ValueError(f"vocabulary is {'required' if self.source == 'trained' else 'not an option'} for source {self.source!r}")
+        if (self.checkpoint is None) == (self.source == "hub"):
+            raise ValueError(f"checkpoint is {'required' if self.source == 'hub' else 'not an option'} for source {self.source!r}")
+        return self
+
+
+class TextData(BaseData):
+    """The texts of a profile."""
+
+    source: Literal["constructed", "files", "hub"]
+    tasks: Annotated[tuple[str, ...], Field(min_length=1)]
+    constructed: Constructed | None = None
+    """Options of the generator; only for source ``constructed``."""
+    languages: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Languages of the test sets, not for source ``constructed``; none: all whose files are there, or that ``data/sources.yaml`` lists."""
+    train_files: dict[str, str] = Field(default_factory=dict)
+    """Training set → file below the folder that holds it; where the benchmark's own training file is not at hand."""
+    train_languages: dict[str, str] = Field(default_factory=dict)
+    """Training set → the language of its file in ``train_files``, where it is not English."""
+    train_as: dict[str, str] = Field(default_factory=dict)
+    """Training set → the one that stands in for it: their tasks share fine-tuned models."""
+    test_from_train: tuple[str, ...] = ()
+    """Tasks whose test files carry no labels: a part of the training file, held out from training, is their test set."""
+    corpus_files: dict[str, str] = Field(default_factory=dict)
+    """Language → plain-text file (a document a line) or folder of such files ``*.txt``, below the folder, for pre-training."""
+    corpus_sets: tuple[str, ...] = ()
+    """Training sets whose texts, without their labels, join the pre-training corpus."""
+    corpus: Corpus | None = None
+    """Shape of the pre-training rows; none: no pre-training corpus is prepared."""
+    tokens: Tokens
+    max_train: Positive | dict[str, Positive] | None = None
+    """At most so many training examples, drawn from the whole file: of every training set, or by its name; none, or not named: all."""
+    max_test: Positive | dict[str, Positive] | None = None
+    """The same of validation and test examples in each language, by task; of validation sets the largest of their tasks."""
+
+    @property
+    def outside(self) -> bool:
+        """Whether files outside the project are read."""
+        return self.source != "constructed"
+
+    @model_validator(mode="after")
+    def _options_fit_the_source(self) -> TextData:
+        if (self.constructed is not None) != (self.source == "constructed"):
+            raise ValueError("the section 'constructed' belongs to, and is required by, source 'constructed' alone")
+        if self.source == "constructed" and self.languages:
+            raise ValueError("languages belongs to the sources 'files' and 'hub' (constructed.languages is the number made)")
+        for name in ("train_files", "train_languages", "train_as", "test_from_train", "corpus_files", "corpus_sets"):
+            if self.source != "files" and getattr(self, name):
+                raise ValueError(f"{name} belongs to source 'files'; the sets of source 'hub' stand in data/sources.yaml")
+        if self.tokens.source == "trained" and self.corpus is None:
+            raise ValueError("a trained tokenizer needs the section 'corpus'")
+        for key, names in (("max_train", sorted({one.train for one in TASKS.values()})), ("max_test", sorted(TASKS))):
+            for name in given if isinstance(given := getattr(self, key), dict) else ():
+                if name not in names:
+                    raise ValueError(f"{key} names {name!r}{nearest(name, names)}; should be one of {', '.join(names)}")
+        return self
+
+    def most_train(self, training_set: str) -> int | None:
+        """At most so many examples of a training set; none: all."""
+        return self.max_train.get(training_set) if isinstance(self.max_train, dict) else self.max_train
+
+    def most_test(self, task: str) -> int | None:
+        """At most so many test examples of a task; none: all."""
+        return self.max_test.get(task) if isinstance(self.max_test, dict) else self.max_test
+
+    def most_validation(self, training_set: str) -> int | None:
+        """At most so many validation examples of a training set, the largest of its tasks; none: all."""
+        limits = [self.most_test(one.name) for one in tasks(self) if one.train == training_set]
+        return None if None in limits else max(limit for limit in limits if limit)
+
+
+def tasks(data: TextData) -> tuple[Task, ...]:
+    """The profile's tasks, each with the training set that it has there (``train_as``)."""
+    return tuple(replace(one, train=data.train_as.get(one.train, one.train)) for one in map(task, data.tasks))

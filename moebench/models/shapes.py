@@ -1,0 +1,69 @@
+"""Shapes of models, as settings give them. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from moebench.config import Config, Count, Positive, Rate, Share
+
+
+class Encoder(Config):
+    """Transformer encoder. Shapes: D width, H heads, F inner width of a feed-forward layer, L layers."""
+
+    layers: Annotated[int, Field(ge=2)]
+    width: Positive
+    heads: Positive
+    inner: Positive
+    norm: Literal["pre", "post"] = "pre"
+    positions: Literal["relative", "learned"] = "learned"
+    """``relative``: a learned bias per head and distance; ``learned``: absolute embeddings, counted from 0."""
+    max_positions: Positive = 512
+    token_types: Count = 0
+    epsilon: Rate = 1e-5
+    dropout: Share = 0.0
+    initial_std: Rate = 0.02
+    """Standard deviation of the initial weights and embeddings; 0.02 is that of BERT at width 768."""
+
+    @model_validator(mode="after")
+    def _heads_divide_the_width(self) -> Encoder:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        return self
+
+
+class Sparse(Config):
+    """The sparse layer inserted after the middle block: E experts, each a stack of feed-forward sub-layers."""
+
+    experts: Positive
+    sublayers: Positive = 3
+    inner: Positive
+    identity: bool = False
+    """Start with experts whose output is zero, so that step 0 equals the model without the layer exactly."""
+    shared: Count = 0
+    """Experts that see every token, beside the routed ones."""
+
+
+class Vision(Config):
+    """Shape of a vision transformer (arXiv 2010.11929): square images, square patches, pre-norm blocks, a class token."""
+
+    image: Positive
+    """Side in pixels."""
+    patch: Positive
+    channels: Positive = 3
+    layers: Positive
+    width: Positive
+    heads: Positive
+    inner: Positive
+    dropout: Share = 0.0
+    """Of the embedded patches, the output of attention, and the activations and the output of a feed-forward layer, as in the public code;
+    of a layer of experts only the output, where the public code drops inside each expert. All but one of its configurations have 0."""
+
+    @model_validator(mode="after")
+    def _parts_divide_the_whole(self) -> Vision:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if self.image % self.patch:
+            raise ValueError(f"image {self.image} is not a multiple of patch {self.patch}")
+        return self

@@ -1,0 +1,121 @@
+"""Stage ``tabulate``: the tables and figures of an experiment from its records and its published numbers."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pandas as pd
+
+from moebench.errors import MoebenchError, nearest
+from moebench.experiment import Experiment
+from moebench.files import write_text
+from moebench.results import published, records
+from moebench.results.tables import Expected, Measured
+
+README = """\
+# Results of {paper} under the profile `{profile}`
+
+All files are made by `moebench evaluate` and `moebench tabulate`; none is edited by hand.
+
+| file | what it holds |
+|---|---|
+{files}
+{notes}
+In LaTeX: `\\input{{{first}.tex}}` with the packages `booktabs` and `graphicx`.
+"""
+
+
+def tabulate(experiment: Experiment) -> None:
+    """Take the records of the last evaluation over into ``results/<profile>/<paper>/`` and make the tables there (`tables`).
+
+    Raises:
+        MoebenchError: as `tables`. Nothing was changed then.
+    """
+    source, target = experiment.records_folder, experiment.results
+    texts = written(experiment, source)
+    target.mkdir(parents=True, exist_ok=True)
+    for path in target.iterdir():  # tables of earlier versions, and figures whose points are gone
+        if path.is_file() and path.name not in texts and not (source / path.name).is_file():
+            path.unlink()
+    for name in records.FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, new := target / f".{name}.tmp")
+            new.replace(target / name)
+    for name, text in texts.items():
+        write_text(target / name, text)
+
+
+def tables(experiment: Experiment) -> None:
+    """Make the tables again from the records that lie beside them, ``results/<profile>/<paper>/``; nothing is trained for it.
+
+    Raises:
+        MoebenchError: records or published numbers are missing or damaged. Nothing was changed then.
+    """
+    for name, text in written(experiment, experiment.results).items():
+        write_text(experiment.results / name, text)
+
+
+def written(experiment: Experiment, folder: Path) -> dict[str, str]:
+    """Return the content of all tables, figures and the ``README.md``: file name → text. Cells without a number say why.
+
+    Args:
+        experiment: whose tables.
+        folder: where the records are.
+
+    Raises:
+        MoebenchError: records or published numbers are missing or damaged, or do not fit the experiment.
+    """
+    protocol = experiment.protocol
+    there = {name: form for name, form in records.FILES.items() if (folder / name).is_file() or name != "curves.csv"}
+    found = {name: records.read(folder / name, form) for name, form in there.items()}
+    curves = found.get("curves.csv", pd.DataFrame(columns=list(records.CURVES.columns)))
+    measured = Measured(found["records.csv"], found["provenance.csv"], found["costs.csv"], curves)
+    expected = expectation(experiment, measured, folder)
+    made = protocol.tables.tables(expected, measured)
+    readme = README.format(
+        paper=expected.about.name,
+        profile=experiment.profile,
+        files=protocol.tables.FILES,
+        notes=protocol.tables.NOTES,
+        first=made[0].name,
+    )
+    texts = {"README.md": readme}
+    for one in made:
+        texts |= one.files(expected)
+    return texts
+
+
+def expectation(experiment: Experiment, measured: Measured, folder: Path) -> Expected:
+    """Put together what the tables should hold, from the configuration and from what the records, of ``folder``, say about their data.
+
+    Raises:
+        MoebenchError: the records hold another profile's or paper's, or mix data; a method names a published row that does not exist.
+    """
+    numbers = published.load(experiment.home / "published.yaml")
+    for name, method in experiment.methods.items():
+        if method.published is not None and method.published not in numbers.rows:
+            raise MoebenchError(
+                f"{experiment.method_file(name)}: key 'published' has the value {method.published!r}"
+                f"{nearest(method.published, numbers.rows)}; rows of published.yaml are: {', '.join(numbers.rows)}"
+            )
+    where = folder / "records.csv"
+    for column, wanted in (("profile", experiment.profile), ("paper", experiment.paper)):
+        if set(measured.records[column]) - {wanted}:
+            held = ", ".join(sorted(set(measured.records[column])))
+            raise MoebenchError(f"{where}: column {column!r} holds {held}; should be {wanted} alone")
+    data = sorted(set(measured.records["data"]))
+    if len(data) > 1:
+        raise MoebenchError(f"{where}: column 'data' holds several values, {', '.join(data)}; run evaluate again")
+    experiment.check()
+    setting = experiment.setting
+    return Expected(
+        experiment=experiment,
+        about=experiment.about,
+        data=data[0] if data else "",
+        methods=experiment.methods,
+        seeds=setting.seeds,
+        baseline=setting.baseline,
+        published=numbers,
+        notes=setting.notes,
+    )

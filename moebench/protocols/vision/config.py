@@ -1,0 +1,189 @@
+"""What a setting and a method may say: a vision transformer goes from an upstream to a downstream task. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from moebench.config import BaseMethod, BaseSetting, Count, Optimisation, Positive, Rate, Share, complaint
+from moebench.data.image_settings import ImageData
+from moebench.errors import MoebenchError, nearest
+from moebench.experiment import Experiment
+from moebench.models.shapes import Vision
+
+Data = ImageData
+TASKS: tuple[str, ...] = ()
+METRICS = (
+    *("accuracy", "accuracy_bootstrap_se", "nll", "brier", "ece", "signed_ece", "adaptive_ece", "classwise_ece", "aurc"),
+    *("nll_scaled", "ece_scaled", "temperature", "auroc", "aupr_out", "aupr_in", "fpr_at_95_tpr"),
+    *("disagreement", "normalised_disagreement", "mutual_information", "pairwise_kl", "cosine_diversity"),
+    *("flops_per_image", "parameters"),
+)
+"""Metrics of the records; of detection and few-shot accuracy ``<metric>_<score>`` and ``accuracy_<k>_shot``."""
+EXPERTS = ("vmoe", "e3", "only_tiling", "only_partitioning", "multi_head")
+"""Variants with layers of experts."""
+ENSEMBLES = ("batch_ensemble", "mimo", "mc_dropout")
+"""Variants of the dense transformer whose members share a run."""
+
+
+class ImageTraining(Optimisation):
+    """One run on images; ``head_rate`` is that of the new head in fine-tuning, ``sparse_rate`` that of layers of experts."""
+
+    ensemble_rate: Rate = 1.0
+    """Factor on the learning rate of BatchEnsemble's vectors."""
+    shift: Count = 0
+    """Augmentation: every training image is moved by up to this many pixels in each direction, black coming in."""
+
+
+class Setting(BaseSetting):
+    """A paper under a profile: ``experiments/<paper>/profiles/<profile>.yaml``."""
+
+    vision: Vision
+    finetune_side: Positive | None = None
+    """Side of the images in fine-tuning, in pixels; none: that of ``vision``."""
+    experts: Positive
+    """E of a layer of experts."""
+    last: Positive | None = None
+    """Layers of experts: the last n of the blocks that can hold one; none: all of these ("Every-2")."""
+    pretrain: ImageTraining
+    finetune: ImageTraining
+    shots: tuple[Positive, ...] = (1, 5, 10, 25)
+    """Examples a class in few-shot evaluation."""
+    draws: Count = 5
+    """Random supports that a few-shot accuracy is the mean of."""
+    shallow: Count = 5000
+    """How many training images the shallow baselines see, the first ones; 0: there are none."""
+
+    def check(self, experiment: Experiment) -> None:
+        """See `_check`."""
+        _check(experiment)
+
+    @model_validator(mode="after")
+    def _patches_divide_the_side(self) -> Setting:
+        if self.finetune_side is not None and self.finetune_side % self.vision.patch:
+            raise ValueError(f"finetune_side {self.finetune_side} is not a multiple of patch {self.vision.patch}")
+        return self
+
+
+class Method(BaseMethod):
+    """One method: ``experiments/<paper>/methods/<method>.yaml``."""
+
+    variant: Literal[
+        "dense", "vmoe", "e3", "only_tiling", "only_partitioning", "multi_head", "batch_ensemble", "mimo", "mc_dropout", "deep"
+    ]
+    members: Positive = 1
+    """M of an ensemble within one model; of MC dropout the number of passes."""
+    of: dict[str, tuple[Count, ...]] = Field(default_factory=dict)
+    """A deep ensemble's members: method → places in the list of seeds, counted from the ensemble's own, round the end."""
+    shape: dict[str, Any] = Field(default_factory=dict)
+    """Fields of the transformer that differ from the setting's, as ``width`` of a smaller model."""
+    repetition: Share = 0.0
+    """MIMO's input repetition in training."""
+    fast_std: float = 0.5
+    """Deviation of BatchEnsemble's vectors from 1 at the start; see ``moebench.ensembles.batch_ensemble``."""
+    draw: Count = 0
+    """Another number is another fine-tuning from the same checkpoint: other head, other order."""
+
+    @property
+    def router(self) -> str | None:
+        """The router of its layers of experts."""
+        if self.variant in EXPERTS:
+            return "partitioned" if self.variant in ("e3", "only_partitioning") else "noisy_topk"
+        return None
+
+    @property
+    def source(self) -> tuple[Literal["router", "layer"], str] | None:
+        """The router."""
+        return ("router", self.router) if self.router else None
+
+    @property
+    def decided(self) -> dict[str, Any]:
+        """What follows from variant and members."""
+        return {"members": self.members, "tiled": self.variant == "e3"} if self.router == "partitioned" else {}
+
+    @property
+    def made_from(self) -> list[str]:
+        """The members of a deep ensemble, or the method whose checkpoints it starts from."""
+        return list(self.of) or super().made_from
+
+    @model_validator(mode="after")
+    def _parts_fit_the_variant(self) -> Method:
+        if bool(self.of) != (self.variant == "deep"):
+            raise ValueError(f"of is {'required' if self.variant == 'deep' else 'not an option'} for variant {self.variant!r}")
+        if self.router is None and (self.options or self.losses):
+            raise ValueError(f"options and losses belong to layers of experts, which variant {self.variant!r} has not")
+        if self.variant in ("dense", "vmoe", "deep") and self.members != 1:
+            raise ValueError(f"members belongs to an ensemble within one model, which variant {self.variant!r} is not")
+        if self.variant == "deep" and (self.shape or self.pretrain_as):
+            raise ValueError("a deep ensemble trains nothing: its members' methods have the shape and the pre-training")
+        return self
+
+
+def vision(setting: Setting, method: Method) -> Vision:
+    """The transformer of a method: the setting's, with what the method says about its shape.
+
+    Raises:
+        MoebenchError: the fields do not fit together.
+    """
+    try:
+        return Vision.model_validate(setting.vision.model_dump() | method.shape)
+    except ValidationError as error:
+        raise MoebenchError(f"method {method.label!r}: {complaint(Path('shape'), Vision, error)}") from error
+
+
+def members_of(seeds: tuple[int, ...], seed: int, places: tuple[int, ...]) -> list[int]:
+    """The seeds of a deep ensemble's members: those at ``places`` after its own in the list of seeds, round the end."""
+    at = seeds.index(seed)
+    return [seeds[(at + place) % len(seeds)] for place in places]
+
+
+def _check(experiment: Experiment) -> None:
+    """Check that data, setting and methods fit together.
+
+    Raises:
+        MoebenchError: they do not; the message names the file, the key and what would be right.
+    """
+    setting: Setting = experiment.setting
+    _check_side(experiment)
+    for name, method in experiment.methods.items():
+        path = experiment.method_file(name)
+        vision(setting, method)
+        for member in method.of:
+            if member not in experiment.methods or experiment.method(member).variant == "deep":
+                raise MoebenchError(
+                    f"{path}: key 'of.{member}'{nearest(member, experiment.methods)}: should be a method with runs that takes part"
+                )
+        if method.members > 1 and method.router == "partitioned" and setting.experts % method.members:
+            raise MoebenchError(
+                f"{path}: members {method.members} do not divide the {setting.experts} experts of profile {experiment.profile!r}"
+            )
+        if method.pretrain_as is not None:
+            _check_start(path, method, experiment.method(method.pretrain_as))
+
+
+def _check_side(experiment: Experiment) -> None:
+    """The transformer should have the side of the images; that of built-in ones shows when they are read."""
+    setting, files = experiment.setting, experiment.data.files
+    if files is None:
+        return
+    given = {"vision.image": setting.vision.image, "finetune_side": setting.finetune_side or setting.vision.image}
+    prepared = {"vision.image": files.upstream_side or files.side, "finetune_side": files.side, "vision.channels": 3}
+    for key, value in prepared.items():
+        if (mine := given.get(key, setting.vision.channels)) != value:
+            raise MoebenchError(
+                f"{experiment.setting_file}: key {key!r} has the value {mine}; the images that {experiment.data_file} prepares have {value}"
+            )
+
+
+def _check_start(path: Path, method: Method, start: Method) -> None:
+    layered = (method.router is not None, start.variant == "vmoe")
+    if start.pretrain_as or start.variant not in ("dense", "vmoe") or layered[0] != layered[1]:
+        wanted = "a V-MoE" if layered[0] else "a dense transformer"
+        raise MoebenchError(
+            f"{path}: key 'pretrain_as' names {method.pretrain_as!r}, which should be {wanted} that is pre-trained by itself"
+        )
+    mine, theirs = ({key: value for key, value in each.shape.items() if key != "dropout"} for each in (method, start))
+    if mine != theirs:
+        raise MoebenchError(f"{path}: key 'shape' has the value {mine}, but {method.pretrain_as!r} was pre-trained with {theirs}")

@@ -1,0 +1,57 @@
+"""One process per run folder, and none without its parent."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from moebench.errors import MoebenchError
+from moebench.pipeline.guard import guard
+
+HOLD = """
+import sys
+from pathlib import Path
+from moebench.pipeline.guard import guard
+with guard(Path(sys.argv[1])):
+    print("held", flush=True)
+    input()
+"""
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_second_process_is_refused_and_told_who_works(tmp_path, monkeypatch):
+    monkeypatch.setattr("moebench.pipeline.guard.end_with_parent", lambda: None)  # this process stays
+    folder = tmp_path / "run"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, folder], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(MoebenchError, match=rf"run: process {holder.pid} is working on this run"), guard(folder):
+            pass
+        with guard(tmp_path / "other"):
+            pass
+        monkeypatch.setenv("LOCAL_RANK", "1")
+        with guard(folder):  # a further process of the same distributed run
+            pass
+        monkeypatch.delenv("LOCAL_RANK")
+        holder.kill()
+    with guard(folder):  # a killed process holds nothing
+        pass
+    assert not folder.exists()
+
+
+def test_a_process_ends_with_its_parent():
+    child = "import time; from moebench.pipeline.guard import end_with_parent; end_with_parent(); print('up', flush=True); time.sleep(600)"
+    parent = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {child!r}]); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", parent], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        process.kill()
+        _, errors = process.communicate(timeout=30)  # the pipe closes when the child has ended too
+    assert "the process that started this one has ended" in errors
