@@ -12,6 +12,7 @@ import moebench
 from moebench import config, experiment, protocol
 from moebench.errors import MoebenchError, nearest
 from moebench.experiment import Experiment, Run
+from moebench.pipeline.guard import end_with_parent
 
 Options = argparse.Namespace
 
@@ -20,6 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status: 0, 1 (a stage or a training failed), 2 (a mistake in the input) or 130 (interrupted)."""
     try:
         options = _parser().parse_args(arguments)
+        if VERBS[options.verb] in (_of_one, _train):  # a stage ends with the pipeline that started it, before it imports what takes seconds
+            end_with_parent()
         return VERBS[options.verb](config.project_root(), options) or 0
     except MoebenchError as error:
         print(f"moebench: error: {error}", file=sys.stderr)

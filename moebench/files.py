@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -33,20 +34,45 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def held(path: Path, busy: str) -> Iterator[None]:
+    """Hold a lock file; the kernel releases it with the process, however that ends.
+
+    Raises:
+        MoebenchError: another process holds it; the message is ``busy``, with its number for ``{}``.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.seek(0)
+            raise MoebenchError(f"{busy.format(lock.read().strip() or '(unknown)')}; wait for it, or end it and run again") from error
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        yield
+
+
+@contextlib.contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """Give an empty folder beside ``folder``; on success it takes that name, on failure it is deleted and ``folder`` is as it was."""
-    new, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("new", "old"))
-    try:
-        with _naming(folder):
-            _tidy(folder, new, old)  # what a killed run left
+    """Give an empty folder beside ``folder``; on success it takes that name, on failure it is deleted and ``folder`` is as it was.
+
+    The lock file ``.<folder>.lock`` beside it is held meanwhile, so what lies there from before is a killed process's.
+
+    Raises:
+        MoebenchError: another process is making the same folder, or it cannot be written.
+    """
+    new, old, lock = (folder.with_name(f".{folder.name}.{kind}") for kind in ("new", "old", "lock"))
+    with _naming(folder), held(lock, f"{folder}: process {{}} is making it"):
+        try:
+            _tidy(folder, new, old)
             new.mkdir(parents=True)
-        yield new
-        with _naming(folder):
+            yield new
             if folder.exists():
                 folder.replace(old)
             new.replace(folder)
-    finally:
-        _tidy(folder, new, old)
+        finally:
+            _tidy(folder, new, old)
 
 
 def _tidy(folder: Path, new: Path, old: Path) -> None:

@@ -2,7 +2,10 @@
 
 DVC's own ``repro`` reads and writes the whole lock file for every stage, a second and more of a long one. Here a finished stage is one line
 of a journal, ``runs/<profile>/<paper>/finished.jsonl``, at once; the lock file is written for many stages together, as a whole, beside and
-renamed. If this process is killed, the next one takes the journal over: what is finished is never forgotten.
+renamed. If this process is killed, the next one takes the journal over.
+
+DVC by itself truncates and refills the file. Where a kill has left it cut, the copy beside the journal takes its place; what that does not
+know yet, the folders of the training runs know (`moebench.training.trainer.is_finished`). So what is finished is never forgotten.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ class Ledger:
         stages: address → DVC's stage.
         needs: address → addresses of the stages whose outputs it reads.
         extra: addresses of the stages of the root's ``dvc.yaml``, if they take part.
+        mended: lock files that were damaged.
     """
 
     def __init__(self, root: Path, experiments: Iterable[Experiment], default: bool = False):
@@ -55,6 +59,7 @@ class Ledger:
         self.repo = Repo(str(root), _wait_for_lock=True)
         with self.repo.lock:
             _forget_the_dead(Path(self.repo.tmp_dir) / "rwlock")
+        self.mended = [lock for lock, journal in self.journals.items() if _mend(lock, journal.with_name("dvc.lock"))]
         for lock, journal in self.journals.items():
             self.waiting[lock] |= _journal(journal)
         self.write()
@@ -149,13 +154,11 @@ class Ledger:
         began = time.monotonic()
         for lock, entries in self.waiting.items():
             if entries:
-                try:
-                    found = yaml.load(lock.read_text(encoding="utf-8"), Loader=_LOADER) if lock.is_file() else None
-                except yaml.YAMLError as error:
-                    raise MoebenchError(f"{lock}: damaged ({error}); restore it from git, or remove it") from error
-                stages = (found or {}).get("stages", {}) | entries
-                content = {**(found or {}), "schema": "2.0", "stages": stages}
-                write_text(lock, yaml.dump(content, Dumper=_DUMPER, sort_keys=False, default_flow_style=False, width=1000))
+                found = _whole(lock) or {}
+                content = found | {"schema": "2.0", "stages": found.get("stages", {}) | entries}
+                text = yaml.dump(content, Dumper=_DUMPER, sort_keys=False, default_flow_style=False, width=1000)
+                write_text(lock, text)
+                write_text(self.journals[lock].with_name("dvc.lock"), text)
                 entries.clear()
             self.journals[lock].unlink(missing_ok=True)
         self.written = time.monotonic()
@@ -164,6 +167,28 @@ class Ledger:
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
+
+def _whole(lock: Path) -> dict[str, Any] | None:
+    """The content of a lock file; none where it is not there, or damaged."""
+    try:
+        found = yaml.load(lock.read_text(encoding="utf-8"), Loader=_LOADER)
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    stages = found.get("stages") if isinstance(found, dict) and found.get("schema") == "2.0" else None
+    whole = isinstance(stages, dict) and all(isinstance(one, dict) and isinstance(one.get("cmd"), str) for one in stages.values())
+    return found if whole else None
+
+
+def _mend(lock: Path, copy: Path) -> bool:
+    """Put the kept copy, or nothing, in the place of a damaged lock file; returns whether it was damaged."""
+    if not lock.is_file() or _whole(lock) is not None:
+        return False
+    if _whole(copy) is not None:
+        write_text(lock, copy.read_text(encoding="utf-8"))
+    else:
+        lock.unlink()
+    return True
 
 
 def _journal(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from moebench.errors import MoebenchError
 from moebench.experiment import Experiment
 from moebench.files import replacing, sha256, write_json
 
@@ -24,6 +25,8 @@ def prepare(experiment: Experiment) -> None:
         experiment.protocol.prepare.prepare(experiment, folder, lambda now: status.update(f"{what}: {now}"))
         status.update(f"{what}: checksums")
         for part, paths in experiment.protocol.prepare.parts(experiment).items():
+            if lacking := [path for path in paths if not _files(folder / path)]:
+                raise MoebenchError(f"{experiment.prepared}: nothing was made of {', '.join(lacking)}, which runs of part {part!r} read")
             files = sorted({file for path in paths for file in _files(folder / path)} - set(_files(folder / "parts")))
             write_json(folder / "parts" / f"{part}.json", {file.relative_to(folder).as_posix(): sha256(file) for file in files})
 

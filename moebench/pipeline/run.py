@@ -27,9 +27,9 @@ from moebench import config
 from moebench.errors import MoebenchError
 from moebench.experiment import Experiment
 from moebench.experiment import experiments as all_experiments
+from moebench.files import held
 from moebench.pipeline import warm
 from moebench.pipeline.evaluate import evaluate
-from moebench.pipeline.guard import held
 from moebench.pipeline.kept import check_comparable, check_run
 from moebench.pipeline.ledger import Ledger
 from moebench.pipeline.select import select
@@ -40,6 +40,10 @@ DRAW_EVERY = 0.5
 """Seconds between two looks at how far they are."""
 GRACE = 10.0
 """Seconds that an interrupted stage has to end by itself."""
+LOST = 255
+"""What `multiprocessing` says of a process whose fork server was killed."""
+MOST_STARTS = 3
+"""So often a stage is started whose fork server was killed."""
 TAIL = 20
 """Lines of a failed stage's log that are shown."""
 
@@ -56,6 +60,7 @@ class Work:
     process: ForkServerProcess | None = None
     slot: int = 0
     began: float = 0.0
+    starts: int = 0
 
     @property
     def title(self) -> str:
@@ -150,6 +155,8 @@ def run(
         default = is_default(root, experiments)
         only_one = held(root / ".dvc" / "tmp" / "moebench.lock", f"{root}: another `moebench run`, process {{}}, works here")
         with only_one, contextlib.closing(Ledger(root, experiments, default)) as ledger, _ending_by_interrupt():
+            for lock in ledger.mended:
+                console.print(f"{lock.relative_to(root)} was damaged, as by a kill, and is put right; finished runs are not repeated.")
             targets = [experiment.address("tabulate") for experiment in experiments] + ledger.extra
             if methods:
                 targets = stages_of(experiments[0], methods)
@@ -309,14 +316,20 @@ class Pool:
     def _start(self, work: Work) -> None:
         work.slot = min(set(range(self.jobs)) - {other.slot for other in self.running})
         devices = {"CUDA_VISIBLE_DEVICES": self.slots[work.slot % len(self.slots)]} if self.slots else {}
-        work.began = time.monotonic()
+        work.began, work.starts = time.monotonic(), work.starts + 1
         work.process = warm.start(work.command, self.root, work.log, devices, self.main)
         self.running.append(work)
 
     def _finish(self, work: Work, display: Display) -> None:
         assert work.process is not None
         self.running.remove(work)
-        if work.process.exitcode:
+        if work.process.exitcode == LOST and work.starts < MOST_STARTS:
+            _signal(work.process, signal.SIGKILL)
+            self.ledger.release(work.address)
+            work.process = None
+            self.waiting[work.address] = work
+            display.say(self, f"{work.title} was lost with the process that it was forked from, and starts again")
+        elif work.process.exitcode:
             self.failed.append(work)
             self.ledger.release(work.address)
             display.say(self, f"{work.title} failed ({duration(time.monotonic() - work.began)})")

@@ -10,7 +10,7 @@ from moebench.experiment import Experiment, Run
 from moebench.files import atomic_write, read_json, sha256, write_json
 from moebench.pipeline.guard import guard
 from moebench.training.job import Job
-from moebench.training.trainer import close_run, costs, fit, make_trainer, open_run
+from moebench.training.trainer import close_run, costs, fit, is_finished, make_trainer, open_run
 
 
 def train(experiment: Experiment, run: Run) -> None:
@@ -25,7 +25,11 @@ def train(experiment: Experiment, run: Run) -> None:
     plan = read_json(plan_file)["config"]
     with guard(folder):
         inputs = [plan_file, experiment.part_file(run.part), *([experiment.start(run)] if run.start else [])]
-        open_run(folder, hashlib.sha256(" ".join(map(sha256, inputs)).encode()).hexdigest())
+        key = hashlib.sha256(" ".join(map(sha256, inputs)).encode()).hexdigest()
+        if is_finished(folder, key):
+            print(f"{folder} is finished already; to train this run again, delete it")
+            return
+        open_run(folder, key)
         job: Job = experiment.protocol.training.job(experiment, run, plan)
         trainer, progress = make_trainer(folder, job.optimisation, plan)
         job.before(trainer, folder)
@@ -38,4 +42,4 @@ def train(experiment: Experiment, run: Run) -> None:
                     file.write(save({name: value.detach().contiguous() for name, value in weights.items()}))
             write_json(folder / "measures.json", [{"stage": run.stage} | measure for measure in measures])
             write_json(folder / "costs.json", costs(trainer, progress, job.costs()))
-            close_run(folder)
+            close_run(folder, key)

@@ -25,7 +25,7 @@ Main = Callable[[Sequence[str]], int]
 
 def preload(modules: Iterable[str]) -> None:
     """Say which modules the process imports; it starts with the first stage."""
-    CONTEXT.set_forkserver_preload(["moebench.pipeline.warm", *modules])
+    CONTEXT.set_forkserver_preload(["moebench.pipeline.with_parent", "moebench.pipeline.warm", *modules])
 
 
 def start(command: str, root: Path, log: Path, environment: Mapping[str, str], main: Main | None) -> ForkServerProcess:
@@ -40,8 +40,14 @@ def start(command: str, root: Path, log: Path, environment: Mapping[str, str], m
             of several ranks need it, which Lightning starts by their command line.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    process = CONTEXT.Process(target=_stage, args=(main, command, str(root), str(log), dict(environment)))
-    process.start()
+    for last in (False, True):
+        process = CONTEXT.Process(target=_stage, args=(main, command, str(root), str(log), dict(environment)))
+        try:
+            process.start()
+            break
+        except (OSError, EOFError):  # the fork server was killed just now: the next start has another
+            if last:
+                raise
     return process
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import logging
 import os
 import platform
@@ -25,7 +26,7 @@ from lightning.pytorch.utilities import rank_zero_only
 import moebench
 from moebench.config import Optimisation
 from moebench.errors import MoebenchError, nearest
-from moebench.files import read_json, write_json, write_text
+from moebench.files import sha256, write_json, write_text
 from moebench.training.batches import Batch, StepBatches
 from moebench.training.module import Training
 
@@ -33,7 +34,20 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's ``mallopt``."""
 COURSE_ROWS = 100
 """So many rows a run's course has, or up to twice as many."""
+FINISHED = "finished.json"
 LOGGERS = ("tensorboard", "wandb")
+
+
+def is_finished(folder: Path, key: str) -> bool:
+    """Whether the folder holds a finished run of this key, and every file is as the run left it.
+
+    So a run is never repeated because DVC has forgotten it, as after a kill.
+    """
+    try:
+        said = json.loads((folder / FINISHED).read_text(encoding="utf-8"))
+        return bool(said["key"] == key and all(sha256(folder / name) == digest for name, digest in said["files"].items()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, MoebenchError):
+        return False
 
 
 @rank_zero_only
@@ -44,16 +58,21 @@ def open_run(folder: Path, key: str) -> None:
         folder: where the run writes.
         key: everything the run depends on, hashed; a run of another key must not be continued.
     """
-    state = folder / "run.json"
-    if not (state.is_file() and read_json(state)["key"] == key):
+    try:
+        same = json.loads((folder / "run.json").read_text(encoding="utf-8")) == {"key": key}
+    except (OSError, ValueError):
+        same = False
+    if not same:
         shutil.rmtree(folder, ignore_errors=True)
-        write_json(state, {"key": key})
+        write_json(folder / "run.json", {"key": key})
 
 
-def close_run(folder: Path) -> None:
-    """Remove what only an unfinished run needs."""
+def close_run(folder: Path, key: str) -> None:
+    """Remove what only an unfinished run needs, and write down that it is finished, with the checksums of its files."""
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     (folder / "progress.json").unlink(missing_ok=True)
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "run.json")
+    write_json(folder / FINISHED, {"key": key, "files": {path.relative_to(folder).as_posix(): sha256(path) for path in files}})
     (folder / "run.json").unlink(missing_ok=True)
 
 
@@ -214,6 +233,22 @@ def make_trainer(folder: Path, optimisation: Optimisation, scale: dict[str, Any]
     return trainer, progress
 
 
+def misfit(saved: Path, module: Training) -> str:
+    """Say why a checkpoint is not one of this run's; empty if it is."""
+    try:
+        state = torch.load(saved, map_location="cpu", weights_only=True, mmap=True)
+        missing = {"state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "global_step"} - state.keys()
+        if missing:
+            return f"it lacks {', '.join(sorted(missing))}"
+        theirs = {name: tuple(value.shape) for name, value in state["state_dict"].items()}
+        ours = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+        return next(
+            (f"{name} is {theirs.get(name)}, not {ours.get(name)}" for name in ours | theirs if theirs.get(name) != ours.get(name)), ""
+        )
+    except Exception as error:
+        return str(error)
+
+
 def fit(trainer: pl.Trainer, module: Training, make: Callable[[int], Batch], folder: Path) -> None:
     """Train to the last step, from the run's checkpoint where there is one.
 
@@ -222,15 +257,10 @@ def fit(trainer: pl.Trainer, module: Training, make: Callable[[int], Batch], fol
     """
     saved = folder / "checkpoints" / "last.ckpt"
     batches = StepBatches(make, lambda: trainer.global_step, module.optimisation.steps)
-    if saved.is_file():
-        try:
-            torch.load(saved, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:
-            aside = saved.with_suffix(".damaged")
-            saved.rename(aside)
-            raise MoebenchError(
-                f"{saved}: damaged checkpoint ({error}); moved to {aside.name}: run again to start this run anew"
-            ) from error
+    if saved.is_file() and (wrong := misfit(saved, module)):
+        aside = saved.with_suffix(".damaged")
+        saved.rename(aside)
+        raise MoebenchError(f"{saved}: damaged checkpoint ({wrong}); moved to {aside.name}: run again to start this run anew")
     try:
         trainer.fit(module, batches, ckpt_path=saved if saved.is_file() else None, weights_only=True)
     except OSError as error:

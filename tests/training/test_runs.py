@@ -15,7 +15,7 @@ from moebench.protocols.transfer.config import Pretraining
 from moebench.protocols.transfer.pretraining import MaskedLMBatches, PretrainingModule, mask_tokens, validate
 from moebench.training import trainer as trainer_module
 from moebench.training.module import symmetric_divergence
-from moebench.training.trainer import close_run, fit, make_trainer, open_run
+from moebench.training.trainer import close_run, fit, is_finished, make_trainer, open_run
 
 TOKENIZER = SimpleNamespace(bos=0, pad=1, eos=2, unk=3, mask=4, size=60)
 SCALE = {"precision": "fp32", "devices": 1, "nodes": 1, "threads": 1}
@@ -128,6 +128,23 @@ def test_a_damaged_checkpoint_is_named_moved_aside_and_the_next_run_continues(tm
     assert all(torch.equal(one, other) for one, other in zip(whole.state_dict().values(), again.state_dict().values(), strict=True))
 
 
+@pytest.mark.parametrize("wrong", ["foreign", "shapes", "list"])
+def test_a_checkpoint_that_does_not_fit_is_moved_aside(tmp_path, corpus, wrong):
+    with pytest.raises(KeyError):
+        run(tmp_path / "run", corpus, "dense", stop_at=8)
+    saved = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    state = torch.load(saved, weights_only=True)
+    if wrong == "shapes":
+        name = next(name for name, value in state["state_dict"].items() if value.ndim == 2)
+        state["state_dict"][name] = state["state_dict"][name][:1]
+    torch.save({"foreign": {"epoch": 1}, "shapes": state, "list": [1]}[wrong], saved)
+    with pytest.raises(MoebenchError, match=r"last\.ckpt: damaged checkpoint .* moved to last\.damaged: run again to start this run anew"):
+        run(tmp_path / "run", corpus, "dense")
+    whole, _ = run(tmp_path / "whole", corpus, "dense")
+    again, _ = run(tmp_path / "run", corpus, "dense")
+    assert all(torch.equal(one, other) for one, other in zip(whole.state_dict().values(), again.state_dict().values(), strict=True))
+
+
 def test_a_run_of_another_key_is_not_continued(tmp_path):
     folder = tmp_path / "run"
     open_run(folder, "one")
@@ -136,8 +153,33 @@ def test_a_run_of_another_key_is_not_continued(tmp_path):
     assert (folder / "kept").exists()
     open_run(folder, "two")
     assert not (folder / "kept").exists()
-    close_run(folder)
+    close_run(folder, "two")
     assert not (folder / "run.json").exists()
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '"two"', '{"key', "\0"])
+def test_what_a_run_says_of_itself_and_does_not_fit_counts_as_another_run(tmp_path, content):
+    (tmp_path / "kept").touch()
+    (tmp_path / "run.json").write_text(content)
+    open_run(tmp_path, "one")
+    assert not (tmp_path / "kept").exists()
+    assert (tmp_path / "run.json").read_text() == '{\n "key": "one"\n}\n'
+    (tmp_path / "finished.json").write_text(content)
+    assert not is_finished(tmp_path, "one")
+
+
+def test_a_finished_run_is_known_by_its_key_and_its_files(tmp_path):
+    open_run(tmp_path, "one")
+    (tmp_path / "predictions").mkdir()
+    (tmp_path / "predictions" / "en.jsonl").write_text("{}")
+    assert not is_finished(tmp_path, "one")
+    close_run(tmp_path, "one")
+    assert is_finished(tmp_path, "one")
+    assert not is_finished(tmp_path, "two")
+    (tmp_path / "predictions" / "en.jsonl").write_text("{ }")
+    assert not is_finished(tmp_path, "one")
+    (tmp_path / "predictions" / "en.jsonl").unlink()
+    assert not is_finished(tmp_path, "one")
 
 
 def test_masking_shares_and_special_pieces():
