@@ -61,9 +61,9 @@ def test_random_kills_change_nothing(toy, victim):
         subprocess.run(["rm", "-r", toy.root / made], check=True)
     generator = random.Random(victim)
     finished: set[str] = set()
-    for _ in range(6):
+    for _ in range(4):
         process = toy.start("moebench", "run", "--profile", "smoke", "--jobs", "2")
-        time.sleep(generator.uniform(0.5, 14.0))
+        time.sleep(generator.uniform(0.5, 10.0))
         if victim == "top":
             process.kill()
         elif (victim == "any" and (there := processes(toy.root))) or (victim == "stage" and (there := forks(toy.root))):
@@ -125,15 +125,15 @@ def test_dvc_killed_while_it_refills_its_lock_file(project):
     assert "up to date" in project.call("dvc", "status", "experiments/toy/smoke/dvc.yaml")
 
 
-@pytest.mark.parametrize("content", ["", "schema: '2.0'\nstages:\n  plan:\n    cm", "[1]", "schema: '2.0'\nstages: {plan: []}\n", "\0"])
-def test_a_damaged_lock_file_is_noticed_and_put_right(project, content):
+def test_a_damaged_lock_file_is_noticed_and_put_right(project):
     project.run()
     whole = (project.root / LOCK).read_bytes()
-    (project.root / LOCK).write_text(content)
-    output = project.run()
-    assert "was damaged" in output
-    assert ran(output) == []
-    assert (project.root / LOCK).read_bytes() == whole
+    for content in ("", "schema: '2.0'\nstages:\n  plan:\n    cm", "[1]", "schema: '2.0'\nstages: {plan: []}\n", "\0"):
+        (project.root / LOCK).write_text(content)
+        output = project.run()
+        assert "was damaged" in output
+        assert ran(output) == []
+        assert (project.root / LOCK).read_bytes() == whole
 
 
 @pytest.mark.slow
