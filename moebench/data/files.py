@@ -54,7 +54,7 @@ class Layout:
         test: patterns of the test files.
         development: patterns of the development files, which stand in for a test file without labels.
         validates: whether the English development set may serve as validation set; otherwise the training set is split.
-        original: which download has the labels, and under which name it is read.
+        original: which download has the labels, and under which name it is read; ``{}`` or ``{0}`` is the folder, ``{1}`` the language.
     """
 
     folder: str
@@ -95,7 +95,7 @@ LAYOUTS: dict[str, Layout] = {
         ("panx/train-en.tsv", "panx/en/train", *(f"panx/train-en.{suffix}" for suffix in _COLUMNS)),
         ("test-{}.tsv", "labelled/test-{}.tsv", "{}/test", *(f"test-{{}}.{suffix}" for suffix in _COLUMNS)),
         ("dev-{}.tsv", "{}/dev", *(f"dev-{{}}.{suffix}" for suffix in _COLUMNS)),
-        original="unpack the language's archive (de.tar.gz) of WikiANN, Rahimi's splits, into {}/<language>",
+        original="unpack the archive {1}.tar.gz of WikiANN, Rahimi's splits, into {0}/{1}",
     ),
     # SQuAD's development set is no validation set for XQuAD: XQuAD is a part of it, translated.
     "xquad": Layout(
@@ -394,11 +394,11 @@ class FilesSource:
             return {language: parts[0] for language, parts in self._candidates[each.name].items()}
         if each.name not in self._choices:
             self._choices[each.name] = {
-                language: self._first_labelled(each, parts) for language, parts in self._candidates[each.name].items()
+                language: self._first_labelled(each, language, parts) for language, parts in self._candidates[each.name].items()
             }
         return self._choices[each.name]
 
-    def _first_labelled(self, each: Task, parts: list[Part]) -> Part:
+    def _first_labelled(self, each: Task, language: str, parts: list[Part]) -> Part:
         stripped: list[Part] = []
         for part in parts:
             try:
@@ -408,7 +408,7 @@ class FilesSource:
                 if part == parts[-1]:
                     home, name = self._home(LAYOUTS[each.name].folder), part.files[0].name
                     beside = f"; or put the development file {name.replace('test-', 'dev-')} there" if name.startswith("test-") else ""
-                    raise MoebenchError(f"{error}: {LAYOUTS[each.name].original.format(home)}{beside}") from error
+                    raise MoebenchError(f"{error}: {LAYOUTS[each.name].original.format(home, language)}{beside}") from error
             else:
                 self._reports.update(f"{self._shown(other)}: labels stripped; {self._shown(part)} stands in" for other in stripped)
                 self._refuse_leak(each, part)

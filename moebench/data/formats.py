@@ -1,7 +1,8 @@
 """Parsers of the original benchmark formats: pair TSV, token columns, CoNLL-U and SQuAD JSON. Each error names file and line.
 
 A parser returns the rows and its reports: what it found odd and kept, repaired or left out, one sentence each, without the file's name.
-Nothing is skipped in silence: a line is an example, or part of one, or reported, or an error.
+Nothing is skipped in silence: a line is an example, or part of one, or reported, or an error. Only tabs and U+0020 separate anything: the
+other spaces of Unicode (U+00A0, U+3000, ...) occur inside tokens and texts and belong to them.
 """
 
 from __future__ import annotations
@@ -38,10 +39,12 @@ LANGUAGE_NAMES = {
 }
 """How TyDiQA-GoldP calls its languages, in file names and at the beginning of question ids."""
 CONLLU_COLUMNS = 10
+UNIVERSAL_NER_COLUMNS = 5
 
 _CONTROL = re.compile(r"[\x01-\x08\x0b-\x1f\x7f-\x9f]")
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
-_PREFIX = re.compile(r"[a-z]{2,3}:")
+_PREFIX = re.compile(r"[a-z]{2,}(?:-[a-z]+)*:")
+_DEPS_HEAD = re.compile(r"(?:^|\|)([0-9]+):")
 _TEXTS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("premise", "hypo"))
 _SYNONYMS = {"contradictory": "contradiction"}
 _RANKS = {
@@ -125,6 +128,8 @@ def _controls(text: str) -> list[str]:
 def documents(path: Path) -> Iterator[tuple[int, str]]:
     """Stream (line number from 1, text) of a plain-text file with a document a line; blank lines carry an empty text.
 
+    Tabs and spaces at either end are taken off; an indent of U+3000 and the like stays.
+
     Raises:
         MoebenchError: it cannot be read, is empty, is not UTF-8 or holds NUL.
     """
@@ -132,7 +137,8 @@ def documents(path: Path) -> Iterator[tuple[int, str]]:
     try:
         with open(path, "rb") as handle:
             for number, data in enumerate(handle, start=1):
-                yield number, decode(data, path, number, offset).strip()
+                text = decode(data, path, number, offset)
+                yield number, text.strip(" \t\r\n") if text.strip() else ""
                 offset += len(data)
     except OSError as error:
         raise MoebenchError(f"{path}: cannot be read: {error.strerror or error}") from error
@@ -270,7 +276,7 @@ class Groups:
 def sentences(path: Path, labels: Sequence[str]) -> tuple[list[Row], list[str]]:
     """Read ``token TAB tag``, a blank line between sentences (Universal Dependencies parts of speech, PAN-X).
 
-    A language prefix (``en:Token``, as in the original PAN-X) is taken off if every token of the file has the same one.
+    Language prefixes (``en:Token``, as in the original PAN-X) are taken off, each line's own, if most tokens of the file have one.
     ``id`` is ``<file stem>:<line of the first token>``.
 
     IOB2 tags: an ``I-X`` that follows ``O`` or opens a sentence is kept and reported. PAN-X's published Chinese and Japanese files have
@@ -292,19 +298,26 @@ def sentences(path: Path, labels: Sequence[str]) -> tuple[list[Row], list[str]]:
 def columns(path: Path, labels: Sequence[str]) -> tuple[list[Row], list[str]]:
     """Read CoNLL columns: the token first, the tag last, anything between; a blank line between sentences.
 
-    Columns are separated by tabs where every line has one, otherwise by runs of spaces. Lines ``-DOCSTART-`` are no tokens.
+    Columns are separated by tabs where every line has one, otherwise by runs of spaces and tabs. Lines ``-DOCSTART-`` are no tokens.
     Prefixes, ids and IOB2 as in `sentences`.
+
+    Universal NER's files (https://www.universalner.org) are known by their columns: number, token, tag and two more, with comments (``#``)
+    before a sentence. Its tag ``OTH`` is no part of the official annotation (Mayhew et al., arXiv 2311.09122) and is read as ``O``.
 
     Raises:
         LabelsStripped: lines have one column, or all the same tag.
         MoebenchError: lines of unequal width, or as `sentences`.
     """
     text = read_text(path)
-    numbered = [(number, line) for number, line in enumerate(_lines(text), start=1) if line.strip() and not line.startswith("-DOCSTART-")]
+    numbered = [(number, line) for number, line in enumerate(_lines(text), start=1) if line.strip(" \t")]
+    first = next((line.split("\t") for _, line in numbered if not line.startswith("#")), [])
+    if len(first) == UNIVERSAL_NER_COLUMNS and first[0] == "1" and first[-1] not in labels:
+        return _universal_ner(path, [each for each in numbered if not each[1].startswith("#")], labels, _controls(text))
+    numbered = [(number, line) for number, line in numbered if not line.startswith("-DOCSTART-")]
     if not numbered:
         raise MoebenchError(f"{path}: holds no tokens; fetch it again")
     tabs = all("\t" in line for _, line in numbered)
-    cells = [line.split("\t") if tabs else line.split() for _, line in numbered]
+    cells = [line.split("\t") if tabs else re.split("[ \t]+", line.strip(" \t")) for _, line in numbered]
     lines, width = [number for number, _ in numbered], len(cells[0])
     if all(len(cell) == 1 for cell in cells):
         raise LabelsStripped(path, "every line has 1 column, the tag is missing")
@@ -316,26 +329,53 @@ def columns(path: Path, labels: Sequence[str]) -> tuple[list[Row], list[str]]:
     return _tagged(path, lines, [(cell[0], cell[-1]) for cell in cells], labels, _controls(text))
 
 
+def _universal_ner(
+    path: Path, numbered: Sequence[tuple[int, str]], labels: Sequence[str], reports: list[str]
+) -> tuple[list[Row], list[str]]:
+    cells: list[tuple[str, str]] = []
+    last = due = other = 0
+    for number, line in numbered:
+        due = due + 1 if number == last + 1 else 1
+        last = number
+        found = line.split("\t")
+        if len(found) != UNIVERSAL_NER_COLUMNS:
+            raise MoebenchError(
+                f"{path}:{number}: expected {UNIVERSAL_NER_COLUMNS} tab-separated columns (number, token, tag and two more, Universal NER),"
+                f" found {len(found)}"
+            )
+        if found[0] != str(due):
+            raise MoebenchError(f"{path}:{number}: number {found[0]!r} is out of sequence, word {due} is due")
+        other += found[2][2:] == "OTH"
+        cells.append((found[1], "O" if found[2][2:] == "OTH" else found[2]))
+    if other:
+        reports.append(f"{other} tokens are tagged OTH, which is not of the official annotation; read as O")
+    return _tagged(path, [number for number, _ in numbered], cells, labels, reports)
+
+
 def _tagged(
     path: Path, lines: Sequence[int], cells: Sequence[tuple[str, ...]], labels: Sequence[str], reports: list[str]
 ) -> tuple[list[Row], list[str]]:
     """Rows of (token, tag) cells, which stand on these lines; lines in sequence are a sentence."""
     _check_labels(path, [tag for _, tag in cells], lines, labels, "tag")
-    prefix = _PREFIX.match(cells[0][0])
-    common = prefix.group() if prefix and all(token.startswith(prefix.group()) for token, _ in cells) else ""
-    if common:
-        reports.append(f"every token carries the prefix {common!r}; taken off")
+    prefixes = [match.group() if (match := _PREFIX.match(token)) else "" for token, _ in cells]
+    bare = prefixes.count("")
+    prefixed = 2 * bare < len(cells)  # a few tokens of any text look prefixed (``http://``), never most
+    if prefixed:
+        reports.append(f"tokens carry the prefix {', '.join(map(repr, sorted({*prefixes} - {''})))}; taken off")
+        if bare:
+            reports.append(f"line {lines[prefixes.index('')]}: {bare} tokens of the file lack the prefix, the first here; kept")
     rows: list[Row] = []
     words: list[str] = []
     tags: list[str] = []
     openings = []
     stem, last = path.stem, -1
-    for line, (token, tag) in zip(lines, cells, strict=True):
+    for line, prefix, (token, tag) in zip(lines, prefixes, cells, strict=True):
         if line != last + 1:
             words, tags = [], []
             rows.append({"id": f"{stem}:{line}", "words": words, "tags": tags})
         last = line
-        token = token.removeprefix(common)
+        if prefixed:
+            token = token.removeprefix(prefix)
         if not token.strip():
             raise MoebenchError(f"{path}:{line}: the token is empty; complete or remove the line")
         before = tags[-1] if tags else "O"
@@ -360,7 +400,7 @@ class Sentence:
     Attributes:
         words: forms of the syntactic words.
         tags: their universal parts of speech.
-        heads: number of each word's head.
+        heads: numbers of each word's heads: the one of HEAD, and those of DEPS but empty nodes.
         spans: (first word, last word, form) of each multiword token, in order.
         line: line of the first word, for ids and messages.
         lines: line of each word.
@@ -368,7 +408,7 @@ class Sentence:
 
     words: list[str]
     tags: list[str]
-    heads: list[int]
+    heads: list[tuple[int, ...]]
     spans: list[tuple[int, int, str]]
     line: int = 0
     lines: list[int] = field(default_factory=list)
@@ -381,14 +421,14 @@ class Sentence:
     def surface(self, language: str) -> tuple[list[str], list[str]]:
         """Words as they are written and their tags, as XTREME's script makes them.
 
-        A multiword token (French ``du`` for ``de le``) is one word with the tag of its head: of its words the one nearest the root, and
-        of several the first by `_RANKS`. Spaces and zero-width non-joiners inside a word are taken out.
+        A multiword token (French ``du`` for ``de le``) is one word with the tag of its head: of its words the one with the fewest ancestors
+        in the graph of HEAD and DEPS, and of several the first by `_RANKS`. Spaces and zero-width non-joiners inside a word are taken out.
         """
         rank = _RANKS.get(language, _RANKS[""]).split()
 
         def order(word: int) -> tuple[int, int, int]:
             tag = self.tags[word - 1]
-            return self._depth(word), rank.index(tag) if tag in rank else len(rank), word
+            return len(self._ancestors(word)), rank.index(tag) if tag in rank else len(rank), word
 
         words, tags, spans = list(self.words), list(self.tags), self.spans
         for first, last, form in reversed(spans):
@@ -396,11 +436,15 @@ class Sentence:
             tags[first - 1 : last] = [self.tags[min(range(first, last + 1), key=order) - 1]]
         return [word.replace(" ", "").replace("\u200c", "") for word in words], tags
 
-    def _depth(self, word: int) -> int:
-        depth = 0
-        while word and depth <= len(self.heads):  # damaged heads may go in circles
-            word, depth = self.heads[word - 1], depth + 1
-        return depth
+    def _ancestors(self, word: int) -> set[int]:
+        found: set[int] = set()
+        due = [word]
+        while due:  # heads may go in circles, those of DEPS do
+            at = due.pop()
+            new = set(self.heads[at - 1]) - found if 0 < at <= len(self.heads) else set()
+            found |= new
+            due += new
+        return found - {word}
 
 
 def conllu(path: Path, labels: Sequence[str], language: str = "") -> tuple[list[Row], list[str]]:
@@ -454,7 +498,7 @@ def _sentences_of(path: Path, text: str) -> Iterator[Sentence]:
         return sentence
 
     for number, line in enumerate(_lines(text), start=1):
-        if not line.strip():
+        if not line.strip(" "):
             if sentence.words:
                 yield complete()
             sentence = Sentence([], [], [], [])
@@ -464,13 +508,13 @@ def _sentences_of(path: Path, text: str) -> Iterator[Sentence]:
         cells = line.split("\t")
         if len(cells) != CONLLU_COLUMNS:
             raise MoebenchError(f"{path}:{number}: expected {CONLLU_COLUMNS} tab-separated columns (CoNLL-U), found {len(cells)}")
-        identifier, form, tag, head = cells[0], cells[1], cells[3], cells[6]
+        identifier, form, tag, head, deps = cells[0], cells[1], cells[3], cells[6], cells[8]
         due = len(sentence.words) + 1
-        if re.fullmatch(r"\d+\.\d+", identifier):
+        if re.fullmatch("[0-9]+[.][0-9]+", identifier):
             continue
         if not form.strip():
             raise MoebenchError(f"{path}:{number}: the word is empty; complete or remove the line")
-        if span := re.fullmatch(r"(\d+)-(\d+)", identifier):
+        if span := re.fullmatch("([0-9]+)-([0-9]+)", identifier):
             first, last = int(span[1]), int(span[2])
             if first != due or last <= first or (sentence.spans and sentence.spans[-1][1] >= first):
                 raise MoebenchError(f"{path}:{number}: multiword token {identifier!r} is out of sequence, word {due} is due")
@@ -480,7 +524,7 @@ def _sentences_of(path: Path, text: str) -> Iterator[Sentence]:
             sentence.lines.append(number)
             sentence.words.append(form)
             sentence.tags.append("" if tag == "_" else tag)
-            sentence.heads.append(int(head) if head.isdecimal() else 0)
+            sentence.heads.append((int(head) if head.isdecimal() else 0, *map(int, _DEPS_HEAD.findall(deps))))
         else:
             raise MoebenchError(f"{path}:{number}: id {identifier!r} is out of sequence, word {due} is due")
     if sentence.words:

@@ -427,7 +427,8 @@ def _sentences(split: Split, records: Iterable[dict[str, Any]], language: str, c
         if any(tag in (None, "", "_", -1) for tag in tags):
             raise MoebenchError(f"{split}: row {number} has no tags; this split is published without labels, name another")
         if "spans" in record:
-            heads = [int(head) if str(head).isdecimal() else 0 for head in record["heads"]]
+            # of HEAD alone: no column of DEPS is known there
+            heads: list[tuple[int, ...]] = [(int(head) if str(head).isdecimal() else 0,) for head in record["heads"]]
             ranges = [(*map(int, span["id"].split("-")), span["form"]) for span in record["spans"]]
             sentence = formats.Sentence(words, tags, heads, [(first, last, form) for first, last, form in ranges])
             if sentence.withheld():

@@ -326,11 +326,13 @@ def _bytes(path: Path) -> bytes:
 
 
 def _lines(path: Path) -> list[str]:
-    """Lines without surrounding spaces; the empty ones at the end are dropped."""
+    """Lines without tabs and spaces around them; the empty ones at the end are dropped."""
     try:
-        lines = [line.strip() for line in _bytes(path).decode("utf-8").rstrip().splitlines()]
+        text = _bytes(path).decode("utf-8").rstrip(" \t\r\n")
     except UnicodeDecodeError as error:
         raise MoebenchError(f"{path}: not UTF-8 text ({error})") from error
+    # not str.splitlines, which cuts at U+0085, U+2028 and the like too
+    lines = [line.strip(" \t\r") for line in text.split("\n")] if text else []
     if not lines:
         raise MoebenchError(f"{path}: empty; should have a line for each name")
     return lines

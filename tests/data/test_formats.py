@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from moebench.data import formats
 from moebench.data.catalogue import ENTITY_LABELS, NLI_LABELS, PARAPHRASE_LABELS, UPOS_LABELS
-from moebench.data.formats import LabelsStripped, documents, pairs, sentences, squad
+from moebench.data.formats import LabelsStripped, columns, conllu, documents, pairs, sentences, squad
 from moebench.data.schema import check
 from moebench.errors import MoebenchError
 
@@ -32,6 +33,9 @@ def file(folder: Path, content: str | bytes, name: str = "dev-xx.tsv") -> Path:
     path = folder / name
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
+
+
+WORD = "{}\ta\t_\tNOUN\t_\t_\t0\t_\t_\t_\n"
 
 
 def nli(folder, content):
@@ -190,13 +194,44 @@ def test_sentences_read_back_what_was_written(folder, written, blanks):
     assert [row["id"] for row in found] == [f"dev-xx:{line}" for line in lines]
 
 
-def test_language_prefix_goes_only_if_every_token_has_it(folder):
+def test_language_prefixes_go_line_by_line_if_most_tokens_have_one(folder):
     rows, reports = entities(folder, "en:New\tB-LOC\nen:York\tI-LOC\n\nen:de:x\tO\n")
     assert [row["words"] for row in rows] == [["New", "York"], ["de:x"]]
-    assert reports == ["every token carries the prefix 'en:'; taken off"]
+    assert reports == ["tokens carry the prefix 'en:'; taken off"]
+    rows, reports = entities(folder, "zh-yue:香\tB-LOC\nzh:港\tI-LOC\n\nsimple:10:30\tO\nde::\tO\n")
+    assert [row["words"] for row in rows] == [["香", "港"], ["10:30", ":"]]
+    assert reports == ["tokens carry the prefix 'de:', 'simple:', 'zh-yue:', 'zh:'; taken off"]
+    rows, reports = entities(folder, "en:New\tB-LOC\nen:York\tI-LOC\nCity\tI-LOC\n")
+    assert rows[0]["words"] == ["New", "York", "City"]
+    assert reports == ["tokens carry the prefix 'en:'; taken off", "line 3: 1 tokens of the file lack the prefix, the first here; kept"]
     rows, reports = entities(folder, "en:New\tB-LOC\nYork\tI-LOC\n")
     assert rows[0]["words"] == ["en:New", "York"]
     assert reports == []
+
+
+@pytest.mark.parametrize("space", [chr(code) for code in range(sys.maxunicode + 1) if chr(code).isspace() and chr(code) not in "\t\n\r "])
+def test_only_tabs_and_spaces_separate(folder, space):
+    token, text = f"a{space}b", f"{space}a{space}"
+    written = f"{token}\tNOUN\n{text}\tVERB\n"
+    assert upos(folder, written)[0][0]["words"] == [token, text]
+    spaced = written.replace("\t", " ")
+    assert columns(file(folder, spaced, "dev-xx.conll"), UPOS_LABELS)[0][0]["words"] == [token, text]
+    treebank = "".join(f"{i}\t{form}\t_\t{tag}\t_\t_\t0\t_\t_\t_\n" for i, (form, tag) in enumerate([(token, "NOUN"), (text, "VERB")], 1))
+    assert conllu(file(folder, treebank, "xx.conllu"), UPOS_LABELS)[0][0]["words"] == [token, text]
+    assert nli(folder, f"{token}\t{text}\tneutral\n")[0][0]["text_b"] == text
+    context = f"{text} fox{space}"
+    asked = {"context": context, "qas": [{"id": "q", "question": text, "answers": [{"text": text, "answer_start": 0}]}]}
+    row = qa(folder, asked)[0][0]
+    assert (row["context"], row["question"], row["answers"]) == (context, text, [{"text": text, "start": 0}])
+    assert list(documents(file(folder, f"\t{text} \r\n{space}\n", "corpus.txt"))) == [(1, text), (2, "")]
+
+
+@pytest.mark.parametrize("read", [sentences, columns, conllu])
+def test_a_line_of_another_space_is_no_blank_line(folder, read):
+    with pytest.raises(MoebenchError, match=":2: "):
+        read(
+            file(folder, "a\tNOUN\n\u3000\nb\tVERB\n" if read is not conllu else WORD.format(1) + "\u3000\n" + WORD.format(1)), UPOS_LABELS
+        )
 
 
 def test_opening_inside_tag_is_kept_and_reported(folder):

@@ -45,6 +45,12 @@ def test_cifar10(cifar10_folder):
     assert train.labels.tolist() == [1, 2, 0, 1, 2]
 
 
+def test_names_are_cut_at_line_feeds_alone(cifar10_folder):
+    names = ("a\u2028b", "\u3000c", "d\xa0")
+    (cifar10_folder / "batches.meta.txt").write_bytes("\r\n".join(names).encode())
+    assert cifar10(cifar10_folder, "test").classes == names
+
+
 def test_cifar100_takes_the_fine_label(tmp_path):
     (tmp_path / "fine_label_names.txt").write_text("apple\nbear\n")
     write_cifar(tmp_path / "test.bin", [[19, 1], [4, 0]], pixels(2, 32, 32, 3))

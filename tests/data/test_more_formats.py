@@ -5,10 +5,12 @@ import os
 import tracemalloc
 from pathlib import Path
 
+import networkx  # DVC's, and that of XTREME's script
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moebench.data import formats
 from moebench.data.catalogue import ENTITY_LABELS, NLI_LABELS, PARAPHRASE_LABELS, UPOS_LABELS
 from moebench.data.files import HELD_OUT_DOCUMENTS, FilesSource
 from moebench.data.formats import LabelsStripped, columns, conllu, languages, pairs, sentences, squad
@@ -100,6 +102,40 @@ def test_the_tag_of_a_multiword_token_is_its_heads(tmp_path, language, words, ta
     assert len(rows[0]["words"]) == 10 - len(words)
 
 
+def test_edges_of_deps_count_as_those_of_head(tmp_path):
+    # "I'm big and bad": by HEAD alone both words of "I'm" hang on "big"; by DEPS the subject also hangs on "bad", which "'m" does not.
+    text = (
+        span(1, 2, "I'm")
+        + token(1, "I", "PRON", 3, "3:nsubj|5:nsubj|5.1:nsubj")
+        + token(2, "'m", "AUX", 3, "3:cop")
+        + token(3, "big", "ADJ", 0, "0:root")
+        + token(4, "and", "CCONJ", 5, "5:cc")
+        + token(5, "bad", "ADJ", 3, "3:conj:and")
+    )
+    rows, _ = treebank(tmp_path, text, language="en")
+    assert rows[0]["tags"][0] == "AUX"
+    rows, _ = treebank(tmp_path, text.replace("|5:nsubj|5.1:nsubj", "|5.1:nsubj"), language="en")
+    assert rows[0]["tags"][0] == "PRON"
+
+
+EDGES = st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=3), min_size=6, max_size=6)
+
+
+@given(EDGES, st.permutations(formats._RANKS[""].split()))
+def test_the_head_has_the_fewest_ancestors_as_networkx_counts_them(heads, tags):
+    graph = networkx.DiGraph((head, word) for word, several in enumerate(heads, start=1) for head in several)
+    tag = min(
+        (len(networkx.ancestors(graph, word)), formats._RANKS[""].split().index(tags[word - 1]), tags[word - 1]) for word in range(1, 7)
+    )[-1]
+    sentence = formats.Sentence(list("abcdef"), tags[:6], [tuple(several) for several in heads], [(1, 6, "abcdef")])
+    assert sentence.surface("en") == (["abcdef"], [tag])
+
+
+def test_circles_of_deps_and_heads_beyond_the_sentence_end(tmp_path):
+    text = span(1, 2, "ab") + token(1, "a", "NOUN", 99, "2:x") + token(2, "b", "VERB", 1, "1:x|2:x")
+    assert treebank(tmp_path, text)[0][0]["tags"] == ["VERB"]
+
+
 def test_spaces_and_joiners_inside_words_go(tmp_path):
     rows, reports = treebank(tmp_path, token(1, "10 000", "NUM") + token(2, "می\u200cروم", "VERB"))
     assert rows[0]["words"] == ["10000", "میروم"]
@@ -175,7 +211,7 @@ def test_columns_take_the_first_and_the_last(tmp_path, tab):
 def test_columns_take_off_a_common_prefix(tmp_path):
     rows, reports = columns(write(tmp_path / "test-de.bio", "de:Bonn B-LOC\nde:: O\n"), ENTITY_LABELS)
     assert rows[0]["words"] == ["Bonn", ":"]
-    assert reports == ["every token carries the prefix 'de:'; taken off"]
+    assert reports == ["tokens carry the prefix 'de:'; taken off"]
 
 
 @pytest.mark.parametrize(
@@ -196,6 +232,42 @@ def test_bad_columns_are_named(tmp_path, text, part):
 def test_stripped_columns_are_noticed(tmp_path, text):
     with pytest.raises(LabelsStripped):
         columns(write(tmp_path / "test-de.conll", text), ENTITY_LABELS)
+
+
+UNER = (
+    "# sent_id = n1\n# text = Mr # Smith likes New York\n"
+    "1\tMr\tO\t-\tann\n2\t#\tO\t-\tann\n3\tSmith\tB-PER\t-\tann\n\n"
+    "# sent_id = n2\n1\tNew York\tB-LOC\t-\t-\n2\tTimes\tB-OTH\t-\t-\n"
+)
+
+
+def test_universal_ner_is_read_by_its_columns(tmp_path):
+    rows, reports = columns(write(tmp_path / "test-en.iob2", UNER), ENTITY_LABELS)
+    assert rows == [
+        {"id": "test-en:3", "words": ["Mr", "#", "Smith"], "tags": ["O", "O", "B-PER"]},
+        {"id": "test-en:8", "words": ["New York", "Times"], "tags": ["B-LOC", "O"]},
+    ]
+    assert reports == ["1 tokens are tagged OTH, which is not of the official annotation; read as O"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "part"),
+    [
+        ("\t-\tann\n3", "\t-\n3", ":4: expected 5 tab-separated columns (number, token, tag and two more, Universal NER), found 4"),
+        ("\n3\t", "\n4\t", ":5: number '4' is out of sequence, word 3 is due"),
+        ("B-PER", "B-PERS", ":5: unknown tag 'B-PERS'"),
+        ("Smith", " ", ":5: the token is empty"),
+    ],
+)
+def test_bad_universal_ner_is_named(tmp_path, old, new, part):
+    with pytest.raises(MoebenchError) as error:
+        columns(write(tmp_path / "test-en.iob2", UNER.replace(old, new)), ENTITY_LABELS)
+    assert part in str(error.value)
+
+
+def test_five_columns_with_the_tag_last_are_conll(tmp_path):
+    rows, _ = columns(write(tmp_path / "test-en.conll", "1\ta\tb\tc\tO\n2\ta\tb\tc\tB-PER\n"), ENTITY_LABELS)
+    assert rows[0]["words"] == ["1", "2"]
 
 
 # ------------------------------------------------------------------------------------------------------------ TSV headers
@@ -389,7 +461,8 @@ def test_cross_language_pairs_of_mlqa(tmp_path):
         ("xnli", {"xnli/test-de.tsv": nli(2, "a", labelled=False)}, "XNLI-1.0.zip"),
         ("pawsx", {"pawsx/test-de.tsv": "a\tb\nc\td\n"}, "x-final.tar.gz"),
         ("udpos", {"udpos/test-de.tsv": "a\nb\n"}, "universaldependencies.org"),
-        ("panx", {"panx/test-de.tsv": "a\nb\n"}, "WikiANN"),
+        ("panx", {"panx/test-de.tsv": "a\nb\n"}, "unpack the archive de.tar.gz of WikiANN"),
+        ("panx", {"panx/test-th.tsv": "a\nb\n"}, "unpack the archive th.tar.gz of WikiANN"),
         ("xquad", {"xquad/xquad.de.json": goldp("1", answered=False)}, "google-deepmind/xquad"),
         ("mlqa", {"mlqa/MLQA_V1/test/test-context-de-question-de.json": goldp("1", answered=False)}, "MLQA_V1.zip"),
         ("tydiqa", {"tydiqa/tydiqa-goldp-v1.1-dev/tydiqa.goldp.ko.dev.json": goldp("1", answered=False)}, "tydiqa-goldp-v1.1-dev.json"),
