@@ -2,14 +2,15 @@
 
 The reading is that of the CoNLL script: an ``I-`` tag after ``O`` or after another type opens a span of its own.
 A tag is read as prefix = first character and type = what follows it up to and without the first ``-``. Tags without prefix,
-such as parts of speech, go through the same reading, which is what XTREME reports for POS. Consequences worth knowing:
+such as parts of speech, go through the same reading, as in XTREME. Consequences worth knowing:
 
 - equal neighbouring tags form one span (``NOUN NOUN``), so the score is not token accuracy;
 - ``CCONJ`` and ``SCONJ`` both have the type ``CONJ``: one counts as the other where the span's limits agree;
 - ``X`` has the same (empty) type as ``O``: its spans are found only beside another tag, and may reach back to the last span's start;
 - sentences are read as one sequence with an ``O`` after each, so the state of the reading crosses sentences.
 
-Seqeval before 1.0 took the whole bare tag as type; scores of bare tags differ slightly from such a version.
+Seqeval 0.0.19, 1.0.0 and 1.2.2 read so. 0.0.12, which XTREME pins, took the whole bare tag as type: its scores of parts of speech differ
+slightly.
 """
 
 from __future__ import annotations
