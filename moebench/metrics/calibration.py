@@ -22,7 +22,7 @@ SUM_TOLERANCE = 1e-4
 """How far from 1 a row of probabilities may sum: above the rounding of float32, below that of half precision. Rows are not rescaled."""
 
 TEMPERATURE_BOUNDS = (0.01, 100.0)
-"""Where the temperature is looked for; a fit at a bound means that the validation set determines none (all right, or worse than chance)."""
+"""Where the temperature is looked for; a bound is returned where the validation set determines none (all right, or worse than chance)."""
 
 
 class Reliability(NamedTuple):
@@ -148,9 +148,10 @@ def classwise_ece(probs_NC: ArrayLike, labels_N: ArrayLike, bins: int = BINS) ->
 def fit_temperature(logits_NC: ArrayLike, labels_N: ArrayLike) -> float:
     """The temperature T > 0 that minimises the NLL of softmax(logits / T) on a validation set (Guo et al., arXiv 1706.04599, section 4.2).
 
-    T > 1 softens (the model was over-confident), T < 1 sharpens. The NLL is convex in 1 / T, so its one minimum over ln T is found within
-    `TEMPERATURE_BOUNDS`, to about 1e-6 in ln T. Fit on validation data only. For an ensemble, the logits are the logarithms of its mean
-    probabilities: one T for the ensemble, which is not the same as one for each member.
+    T > 1 softens (the model was over-confident), T < 1 sharpens. The NLL is convex in b = 1 / T, so its one minimum over ln T is found
+    within `TEMPERATURE_BOUNDS`, to about 1e-6 in ln T. Where it still falls, or is flat, at a bound, that bound is returned: the lower one
+    where every example is right, the upper one where the logits are no better than chance. Fit on validation data only. For an ensemble,
+    the logits are the logarithms of its mean probabilities: one T for the ensemble, which is not the same as one for each member.
 
     Args:
         logits_NC: finite logits, or log-probabilities.
@@ -165,7 +166,16 @@ def fit_temperature(logits_NC: ArrayLike, labels_N: ArrayLike) -> float:
     def loss(log_temperature: float) -> float:
         return float(-_of_label(log_softmax(logits_NC / np.exp(log_temperature), axis=1), labels_N).mean())
 
+    def slope(temperature: float) -> float:
+        # d NLL / d b = mean_n sum_c p_nc (z_nc - z_n[label]): where all are right no term is above 0, so its sign is exact, however flat
+        above_NC = logits_NC - _of_label(logits_NC, labels_N)[:, None]
+        return float((softmax(logits_NC / temperature, axis=1) * above_NC).sum(axis=1).mean())
+
     low, high = TEMPERATURE_BOUNDS
+    if slope(low) <= 0:
+        return low
+    if slope(high) >= 0:
+        return high
     found = minimize_scalar(loss, bounds=(np.log(low), np.log(high)), method="bounded", options={"xatol": 1e-6})
     return float(np.exp(found.x))
 

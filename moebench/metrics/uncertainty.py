@@ -12,6 +12,10 @@ from moebench.metrics import calibration, diversity, selective
 MEASURES = ("nll", "brier", "ece", "signed_ece", "adaptive_ece", "aurc", "nll_scaled", "ece_scaled")
 """What `measures` returns."""
 TEMPERATURE = "temperature"
+AT_BOUND = "temperature_at_bound"
+"""Beside a temperature, and 1, where it is a bound of the search because the validation set determines none; elsewhere there is none."""
+BOUND = "temperature at a bound ({:g} or {:g}), as the validation set determines none".format(*calibration.TEMPERATURE_BOUNDS)
+"""What the note of a table says of it."""
 DIVERSITY = ("disagreement", "mutual_information")
 """What `differing` returns."""
 FLOOR = float(np.finfo(np.float32).tiny)
@@ -21,6 +25,12 @@ FLOOR = float(np.finfo(np.float32).tiny)
 def fit_temperature(probs_NC: np.ndarray, labels_N: np.ndarray) -> float:
     """Fit the temperature of softmax(ln p / T) to validation probabilities; those below `FLOOR` count as it."""
     return calibration.fit_temperature(_logits(probs_NC), labels_N)
+
+
+def fitted(probs_NC: np.ndarray, labels_N: np.ndarray) -> dict[str, float]:
+    """Fit the temperature: `TEMPERATURE` → what `fit_temperature` finds, and `AT_BOUND` → 1 where that is a bound."""
+    temperature = fit_temperature(probs_NC, labels_N)
+    return {TEMPERATURE: temperature} | ({AT_BOUND: 1.0} if temperature in calibration.TEMPERATURE_BOUNDS else {})
 
 
 def measures(probs_NC: np.ndarray, labels_N: np.ndarray, temperature: float) -> dict[str, float]:

@@ -169,8 +169,15 @@ def test_temperature_closed_form():
     assert calibration.ece(calibration.at_temperature(logits, temperature), labels) == pytest.approx(0, abs=1e-6)
     low, high = calibration.TEMPERATURE_BOUNDS
     assert calibration.fit_temperature(logits / 100, labels) == pytest.approx(0.02 / math.log(3), rel=1e-4)
-    assert calibration.fit_temperature(logits, np.ones(4, int)) == pytest.approx(high, rel=1e-3)
-    assert low <= calibration.fit_temperature(logits, np.zeros(4, int)) < 0.2  # any that rounds the loss to 0
+    assert calibration.fit_temperature(logits, np.ones(4, int)) == high
+    assert calibration.fit_temperature(logits, np.zeros(4, int)) == low
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(-3, 3))
+def test_where_all_are_right_the_temperature_is_the_lower_bound_whatever_the_scale(seed, exponent):
+    logits = 10**exponent * np.random.default_rng(seed).standard_normal((50, 4))
+    right = logits.argmax(axis=1)
+    assert calibration.fit_temperature(logits, right) == calibration.TEMPERATURE_BOUNDS[0]
 
 
 @pytest.mark.parametrize("metric", ALL)

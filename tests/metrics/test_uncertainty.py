@@ -42,6 +42,13 @@ def test_the_temperature_undoes_a_known_sharpening():
     assert found["nll_scaled"] < found["nll"]
 
 
+def test_a_temperature_at_a_bound_is_said():
+    right = PROBS.argmax(axis=1)
+    assert uncertainty.fitted(PROBS, right) == {"temperature": 0.01, "temperature_at_bound": 1}
+    assert uncertainty.fitted(PROBS, 1 - right) == {"temperature": 100, "temperature_at_bound": 1}
+    assert set(uncertainty.fitted(PROBS, np.array([0, 1, 0, 0]))) == {"temperature"}
+
+
 def test_a_probability_of_zero_costs_a_finite_amount():
     found = uncertainty.measures(np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([1, 1]), 1.0)
     assert found["nll"] == pytest.approx(-math.log(np.finfo(np.float32).tiny) / 2)

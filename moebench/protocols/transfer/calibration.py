@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from moebench.data import catalogue
-from moebench.metrics.uncertainty import DIVERSITY, MEASURES, TEMPERATURE
+from moebench.metrics.uncertainty import AT_BOUND, BOUND, DIVERSITY, MEASURES, TEMPERATURE
 from moebench.protocols.transfer.layout import task_column
 from moebench.protocols.transfer.numbers import Expected
 from moebench.protocols.transfer.probabilities import KINDS
@@ -47,7 +47,7 @@ def table4_uncertainty(records: pd.DataFrame, expected: Expected, tasks: tuple[s
         the mean over the other languages; ``validation``, where the temperature was fitted. ``languages``: how many. ``measure``: ``score``
         is the task's own, in percent; the others are those of ``docs/METRICS.md``, fractions. ``value`` is the mean over ``n_seeds`` seeds,
         ``sd`` their sample deviation; an ensemble over seeds has a single value and no number of seeds. A seed counts only with every
-        measure in every language that any model has; ``note`` says which ones do not.
+        measure in every language that any model has; ``note`` says which ones do not, and which temperatures are at a bound.
     """
     rows: list[dict[str, Any]] = []
     for name in expected.tasks:
@@ -88,6 +88,9 @@ def table4_uncertainty(records: pd.DataFrame, expected: Expected, tasks: tuple[s
                         means = [mean([found[language][measure] for language in chosen]) for found in seeds.values()] if chosen else []
                         rows.append(row | {"shift": shift, "languages": len(chosen), "measure": measure} | _summary(means, stage))
                 fitted = [found[pivot][TEMPERATURE] for found in seeds.values() if TEMPERATURE in found[pivot]]
+                if bounded := [f"seed {seed}" for seed, found in seeds.items() if AT_BOUND in found[pivot]]:
+                    bound = BOUND if stage == "ensemble" else f"{BOUND}: {', '.join(bounded)}"
+                    row["note"] = "; ".join(filter(None, (row["note"], bound)))
                 rows.append(row | {"shift": "validation", "languages": 1, "measure": TEMPERATURE} | _summary(fitted, stage))
     return frame(rows, COLUMNS)
 
@@ -126,7 +129,10 @@ def table4_blocks(table: pd.DataFrame, expected: Expected) -> list[Block]:
             lines = tuple((label, *(found[measure] for measure in SHOWN)) for label, found in cells.items())
             header = ("method", *(column for column, _ in SHOWN.values()))
             blocks.append(Block(f"{task_column(name)}, {heading}: {where}", (), header, lines))
-    holes = dict.fromkeys(f"{row['label']}, `{row['task']}`: {row['note']}" for row in rows if row["note"] and row["n_seeds"] is not None)
+    noted = [(f"{row['label']}, `{row['task']}`", row) for row in rows if row["note"]]
+    bounds = tuple(f"{what}: {row['note'].rpartition('; ')[2]}" for what, row in noted if BOUND in row["note"])
+    blocks += [Block("Temperatures at a bound", (), (), (), bounds)] if bounds else []
+    holes = dict.fromkeys(f"{what}: {row['note']}" for what, row in noted if row["measure"] != TEMPERATURE and row["n_seeds"] is not None)
     return [*blocks, *([Block("Empty or incomplete cells", (), (), (), tuple(holes))] if holes else [])]
 
 

@@ -25,7 +25,7 @@ METRICS = (
     *TASK_METRICS,
     *map(catalogue.standard_error, TASK_METRICS),
     *("perplexity", "max_violation", "load_entropy", "router_entropy", "experts_per_token", "dropped_share", "flops_per_token"),
-    *("nll", "brier", "ece", "signed_ece", "adaptive_ece", "aurc", "nll_scaled", "ece_scaled", "temperature"),
+    *("nll", "brier", "ece", "signed_ece", "adaptive_ece", "aurc", "nll_scaled", "ece_scaled", "temperature", "temperature_at_bound"),
     *("disagreement", "mutual_information"),
 )
 """Metrics of the records."""

@@ -117,15 +117,15 @@ def _uncertainty(
         return []
     held_out = read_jsonl(prepared / "tasks" / task.train / "validation.jsonl")
     probs_NC = of_members("validation.npy", held_out).mean(axis=0)
-    temperature = uncertainty.fit_temperature(probs_NC, probabilities.labels(task, held_out))
+    fitted = uncertainty.fitted(probs_NC, probabilities.labels(task, held_out))
     pivot = manifest["train_languages"][task.train]
-    rows = [{"language": pivot, "metric": uncertainty.TEMPERATURE, "value": temperature, "n": len(probs_NC)}]
+    rows = [{"language": pivot, "metric": metric, "value": value, "n": len(probs_NC)} for metric, value in fitted.items()]
     for language, examples in gold.items():
         if not there(f"{task.name}/{language}.npy"):
             continue
         probs_MNC = of_members(f"{task.name}/{language}.npy", examples)
         probs_NC = probs_MNC.mean(axis=0)
-        values = uncertainty.measures(probs_NC, probabilities.labels(task, examples), temperature)
+        values = uncertainty.measures(probs_NC, probabilities.labels(task, examples), fitted[uncertainty.TEMPERATURE])
         if len(probs_MNC) > 1:
             values |= uncertainty.differing(probs_MNC)
         if len(folders) > 1:

@@ -17,7 +17,7 @@ Data = ImageData
 TASKS: tuple[str, ...] = ()
 METRICS = (
     *("accuracy", "accuracy_bootstrap_se", "nll", "brier", "ece", "signed_ece", "adaptive_ece", "classwise_ece", "aurc"),
-    *("nll_scaled", "ece_scaled", "temperature", "auroc", "aupr_out", "aupr_in", "fpr_at_95_tpr"),
+    *("nll_scaled", "ece_scaled", "temperature", "temperature_at_bound", "auroc", "aupr_out", "aupr_in", "fpr_at_95_tpr"),
     *("disagreement", "normalised_disagreement", "mutual_information", "pairwise_kl", "cosine_diversity"),
     *("flops_per_image", "parameters"),
 )

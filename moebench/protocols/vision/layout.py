@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from moebench.metrics.uncertainty import BOUND
 from moebench.protocols.vision.numbers import (
     CLEAN,
     DETECTION,
@@ -84,7 +85,7 @@ def table1_blocks(table: pd.DataFrame, expected: Expected) -> list[Block]:
         *_shallow(table),
         *_published(expected, ("CIFAR", "ILSVRC")),
     ]
-    return [*blocks, *notes(expected), *_holes(table)]
+    return [*blocks, *notes(expected), *_bounds(table), *_holes(table)]
 
 
 def _shallow(table: pd.DataFrame) -> list[Block]:
@@ -334,12 +335,17 @@ def _published_rows(table: Table) -> tuple[tuple[str, ...], ...]:
     return tuple((name, *(table.cell(name, column) or EMPTY for column in table.columns)) for name in table.rows)
 
 
+def _bounds(table: pd.DataFrame) -> list[Block]:
+    """List which temperatures are at a bound."""
+    items = tuple(f"{row['label']}: {row['note'].rpartition('; ')[2]}" for row in rows_of(table) if BOUND in str(row["note"]))
+    return [Block("Temperatures at a bound", (), (), (), items)] if items else []
+
+
 def _holes(table: pd.DataFrame) -> list[Block]:
     """List why cells are empty or incomplete, a line a method and reason."""
     cells: dict[tuple[str, str], list[str]] = {}
     for row in rows_of(table):
-        note = str(row["note"]).split("; no difference")[0]
-        if note and not note.startswith("no difference"):
+        if note := "; ".join(part for part in str(row["note"]).split("; ") if not part.startswith(("no difference", BOUND))):
             what = " ".join(filter(None, (str(row.get("set") or ""), str(row.get("measure") or ""))))
             cells.setdefault((row["label"], note), []).append(f"`{what}`" if what else "")
     items = tuple(f"{label}{_some(what)}: {note}" for (label, note), what in cells.items())

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from moebench.data.image_settings import DOWNSTREAM
+from moebench.metrics.uncertainty import AT_BOUND, BOUND, TEMPERATURE
 from moebench.protocols.vision.config import Method, members_of
 from moebench.results import tables
 from moebench.results.statistics import deviation, mean
@@ -116,7 +117,7 @@ def summary(expected: Expected, cells: Cells, shown: Sequence[tuple[str, str]], 
     Returns:
         Rows with `COLUMNS`: ``value`` is the mean over ``n_seeds`` seeds, ``sd`` their sample deviation; ``difference`` to the baseline,
         paired by seed, with its 95 % t interval, ``p`` and, adjusted, ``p_holm``. ``note`` says why something is empty, and which command
-        fills it.
+        fills it; and which temperatures are at a bound.
     """
     rows = []
     for key in shown:
@@ -129,7 +130,10 @@ def summary(expected: Expected, cells: Cells, shown: Sequence[tuple[str, str]], 
             row |= {"value": mean(seeds) if seeds else None, "sd": deviation(seeds), "n_seeds": len(seeds)}
             columns, unclaimed = compared.get(name, ({}, ""))
             row |= columns
-            rows.append(row | {"note": "; ".join(filter(None, (_hole(expected, cells, key, name), unclaimed if seeds else "")))})
+            bounded = sorted(cells.get((FITTED, AT_BOUND), {}).get(name, {})) if key == (FITTED, TEMPERATURE) else []
+            bound = f"{BOUND}: {', '.join(f'seed {seed}' for seed in bounded)}" if bounded else ""
+            notes = (_hole(expected, cells, key, name), unclaimed if seeds else "", bound)
+            rows.append(row | {"note": "; ".join(filter(None, notes))})
     return frame(rows, COLUMNS)
 
 
@@ -160,7 +164,7 @@ def _hole(expected: Expected, cells: Cells, key: tuple[str, str], name: str) -> 
 def table1_quality(records: pd.DataFrame, expected: Expected) -> pd.DataFrame:
     """Quality and calibration on the test set, sizes, and accuracy after pre-training; see `summary`. Shallow baselines come last."""
     cells = cells_of(records) | {key: found for key, found in cells_of(records, "pretrain").items() if key[0] == UPSTREAM_TEST}
-    measures = [(TEST, measure) for measure in (*QUALITY, *MORE_QUALITY)] + [(FITTED, "temperature")]
+    measures = [(TEST, measure) for measure in (*QUALITY, *MORE_QUALITY)] + [(FITTED, TEMPERATURE)]
     shown = [*measures, *((MODEL, metric) for metric in SUMMED), (UPSTREAM_TEST, "accuracy")]
     rows = [
         {"set": row["task"], "measure": row["metric"], "method": row["method"], "label": SHALLOW[row["method"]], "value": row["value"]}

@@ -244,11 +244,11 @@ def quality(probs_MNC: np.ndarray, labels_N: np.ndarray) -> dict[str, float]:
 def _test(model: Model) -> list[Row]:
     """Judge the test set; the temperature is that of the members' mean on the validation set."""
     held_out_MNC, held_out_N = model.probabilities(FITTED)
-    temperature = uncertainty.fit_temperature(diversity.ensemble_mean(held_out_MNC), held_out_N)
+    fitted = uncertainty.fitted(diversity.ensemble_mean(held_out_MNC), held_out_N)
     probs_MNC, labels_N = model.probabilities(TEST)
     mean_NC = diversity.ensemble_mean(probs_MNC)
     right_N2 = np.stack([mean_NC.argmax(axis=1) == labels_N, np.ones(len(labels_N))], axis=1)
-    values = quality(probs_MNC, labels_N) | uncertainty.measures(mean_NC, labels_N, temperature)
+    values = quality(probs_MNC, labels_N) | uncertainty.measures(mean_NC, labels_N, fitted[uncertainty.TEMPERATURE])
     values |= {"classwise_ece": calibration.classwise_ece(mean_NC, labels_N)}
     values |= {"accuracy_bootstrap_se": 100 * bootstrap.standard_error(right_N2)}
     if len(probs_MNC) > 1:
@@ -257,7 +257,7 @@ def _test(model: Model) -> list[Row]:
             "pairwise_kl": diversity.pairwise_kl(probs_MNC),
             "cosine_diversity": diversity.cosine_diversity(probs_MNC),
         }
-    return _rows(FITTED, {uncertainty.TEMPERATURE: temperature}, len(held_out_N)) + _rows(TEST, values, len(labels_N))
+    return _rows(FITTED, fitted, len(held_out_N)) + _rows(TEST, values, len(labels_N))
 
 
 def strangeness(model: Model, name: str, gaussians: list[ood.Gaussians]) -> dict[str, np.ndarray]:

@@ -131,6 +131,23 @@ def test_a_seed_without_probabilities_does_not_count_and_is_named(expected):
     assert cell(table, "dense", "zero_shot", "score", 3)["note"] == "an ensemble takes the probabilities of every seed"
 
 
+def test_a_temperature_at_a_bound_is_said_beside_it(expected):
+    plain = table4_blocks(table4_uncertainty(frame(rows()), expected), expected)
+    bounded = [
+        ("smoe", seed, stage, TASK, "aa", "temperature_at_bound", 1.0)
+        for seed, stage in ((0, "finetune"), (2, "finetune"), (0, "ensemble"))
+    ]
+    table = table4_uncertainty(frame(rows() + bounded), expected)
+    note = "temperature at a bound (0.01 or 100), as the validation set determines none"
+    assert cell(table, "smoe", "validation", "temperature")["note"] == f"{note}: seed 0, seed 2"
+    assert cell(table, "smoe", "validation", "temperature", models=3)["note"] == note
+    assert not cell(table, "smoe", "in_language", "nll")["note"]
+    *same, said = table4_blocks(table, expected)
+    assert same == plain
+    assert said.heading == "Temperatures at a bound"
+    assert [item.split(": ", 1)[1] for item in said.items] == [f"{note}: seed 0, seed 2", note]
+
+
 def test_one_seed_makes_no_ensemble(expected):
     table = table4_uncertainty(frame([row for row in rows() if row[1] == 0 and row[2] == "finetune"]), replace(expected, seeds=(0,)))
     assert set(table["models"]) == {1}

@@ -187,7 +187,8 @@ def test_all_seeds_together_are_an_ensemble(root):
     assert set(ensemble["method"]) == {"dense"}
     assert set(ensemble["seed"]) == {0}
     found = uncertain(root, "dense", "ensemble")
-    assert found.keys() == {"f1", *MEASURES, *DIVERSITY, "temperature"}
+    assert found.keys() == {"f1", *MEASURES, *DIVERSITY, "temperature", "temperature_at_bound"}
+    assert found["temperature"] == (0.01, 2)  # the mean is right on every validation word
     mean = [0.6, 0.75, 0.75, (float(SURE["aa"][3, 0]) + float(TORN["aa"][3, 0])) / 2]
     assert found["nll"] == (pytest.approx(-np.log(mean).mean(), abs=1e-6), 4)
     assert found["disagreement"] == (0.25, 4)
@@ -211,7 +212,7 @@ def test_members_within_a_run_are_judged_by_their_mean_and_how_they_differ(root)
     leave(root, "dense", 1, SURE)
     evaluate(root)
     found = uncertain(root, "dense", "finetune")
-    assert found.keys() == {"f1", "f1_bootstrap_se", *MEASURES, *DIVERSITY, "temperature"}
+    assert found.keys() == {"f1", "f1_bootstrap_se", *MEASURES, *DIVERSITY, "temperature", "temperature_at_bound"}
     members = together["aa"].astype(np.float64)
     mean = members.mean(axis=0)
     gold = [UPOS_LABELS.index(tag) for row in TAGGED for tag in row["tags"]]

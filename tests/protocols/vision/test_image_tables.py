@@ -123,6 +123,17 @@ def test_a_cell_is_mean_and_deviation_over_seeds_and_its_difference_a_paired_t_t
     assert cell(table, "downstream_test", "ece_scaled", "e3")["difference"] is None  # not a main column
 
 
+def test_a_temperature_at_a_bound_is_said_beside_it(expected):
+    bounded = [("vmoe", seed, "finetune", "downstream_validation", "", "temperature_at_bound", 1.0) for seed in (1, 0)]
+    table = numbers.table1_quality(frame(rows() + bounded), expected)
+    note = "temperature at a bound (0.01 or 100), as the validation set determines none: seed 0, seed 1"
+    assert cell(table, "downstream_validation", "temperature", "vmoe")["note"] == note
+    plain = layout.table1_blocks(numbers.table1_quality(frame(rows()), expected), expected)
+    (said,) = [block for block in layout.table1_blocks(table, expected) if block not in plain]
+    assert said.heading == "Temperatures at a bound"
+    assert said.items == (f"V-MoE: {note}",)
+
+
 def test_pretraining_stands_only_under_the_method_that_it_is_of(expected):
     table = numbers.table1_quality(frame(rows()), expected)
     assert cell(table, "upstream_test", "accuracy", "vit")["value"] == 81
