@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -293,6 +294,8 @@ class Part:
     """Model of its options: the keyword-only parameters of its class's ``__init__``, but ``vocabulary``."""
     losses: tuple[str, ...]
     """Names of the losses that it reports: the class variable ``losses``."""
+    untaught: tuple[dict[str, Any], ...] = ()
+    """Options that together leave a router without a gradient of the task: the class variable ``untaught``."""
 
 
 def part(kind: Literal["router", "layer"], name: str) -> Part:
@@ -308,16 +311,16 @@ def part(kind: Literal["router", "layer"], name: str) -> Part:
     else:
         raise MoebenchError(f"{path}: holds no class with base {base}")
     fields: dict[str, Any] = {}
-    losses: tuple[str, ...] = ()
+    literals: dict[str, Any] = {"losses": (), "untaught": ()}
     for member in node.body:
         if isinstance(member, ast.FunctionDef) and member.name == "__init__":
             for argument, default in zip(member.args.kwonlyargs, member.args.kw_defaults, strict=True):
                 annotation = eval(ast.unparse(argument.annotation), {"Literal": Literal}) if argument.annotation else Any  # noqa: S307
                 fields[argument.arg] = (annotation, ... if default is None else ast.literal_eval(default))
-        elif isinstance(member, ast.AnnAssign) and getattr(member.target, "id", None) == "losses" and member.value is not None:
-            losses = ast.literal_eval(member.value)
+        elif isinstance(member, ast.AnnAssign) and getattr(member.target, "id", None) in literals and member.value is not None:
+            literals[getattr(member.target, "id", "")] = ast.literal_eval(member.value)
     fields.pop("vocabulary", None)
-    return Part(create_model(f"{name} options", __config__=ConfigDict(extra="forbid", frozen=True), **fields), losses)
+    return Part(create_model(f"{name} options", __config__=ConfigDict(extra="forbid", frozen=True), **fields), **literals)
 
 
 def with_options(path: Path, method: BaseMethod, at_scale: Mapping[str, Any], setting_file: Path) -> BaseMethod:
@@ -330,7 +333,8 @@ def with_options(path: Path, method: BaseMethod, at_scale: Mapping[str, Any], se
         setting_file: the setting's file.
 
     Raises:
-        MoebenchError: there is no such router or layer, or it has no such option or loss; the message names the file and the key.
+        MoebenchError: there is no such router or layer, it has no such option or loss, or it would get no gradient; the message names the
+            file and the key.
     """
     if method.source is None:
         if at_scale:
@@ -352,6 +356,13 @@ def with_options(path: Path, method: BaseMethod, at_scale: Mapping[str, Any], se
             options = source.options.model_validate(given | method.decided).model_dump()
         except ValidationError as error:
             raise MoebenchError(complaint(file, source.options, error).replace("key '", f"key '{where}")) from error
+    for together in source.untaught:
+        if together.items() <= options.items():
+            key, *others = (f"{key} {json.dumps(value)}" for key, value in together.items())
+            raise MoebenchError(
+                f"{path}: key 'options': {key} with {' and '.join(others)} makes every weight constant,"
+                f" so that the task teaches {kind} {name!r} nothing; change one of them"
+            )
     return method.model_copy(update={"options": {key: value for key, value in options.items() if key not in method.decided}})
 
 

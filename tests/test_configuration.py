@@ -54,6 +54,12 @@ MISTAKES = [
     (METHOD, lambda v: v.update(losses={"balance": "much"}), r"key 'losses\.balance' has the value 'much'"),
     (METHOD, lambda v: v.update(losses={"balanse": 1}), r"unknown key 'losses\.balanse' \(did you mean 'balance'\?\)"),
     (METHOD, lambda v: v.update(losses={"z": 1}), r"key 'losses\.balance' is missing: router 'xmoe' has this loss"),
+    (
+        METHOD,
+        lambda v: v.update(router="topk", options={"k": 1}),
+        r"xmoe_softmax\.yaml: key 'options': k 1 with normalise true makes every weight constant, .* router 'topk' nothing",
+    ),
+    (METHOD, lambda v: v.update(router="aux_free", options={"k": 1, "normalise": True}, losses={}), "k 1 with normalise true"),
     (METHOD, lambda v: (v.update(layer="dens"), v.pop("router")), r"'dens' \(did you mean 'dense'\?\); layers are: none, moe, dense"),
     (SETTING, lambda v: v.update(options={"xmo_softmax": {}}), r"key 'options\.xmo_softmax' \(did you mean 'xmoe_softmax'\?\)"),
     (

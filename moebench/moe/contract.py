@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -114,6 +114,8 @@ class Router(nn.Module):
 
     losses: ClassVar[tuple[str, ...]] = ()
     """Names of the losses that `forward` reports, a literal; whoever trains gives each a coefficient (``z`` may be left out)."""
+    untaught: ClassVar[tuple[dict[str, Any], ...]] = ()
+    """Options, a literal, that together make every weight constant, so that the router gets no gradient of the task; refused in methods."""
     causal: ClassVar[bool] = True
     """Whether, in evaluation, a token's routing depends on no later token."""
     needs_attention: ClassVar[bool] = False

@@ -23,7 +23,7 @@ VARIANTS = {
     "noisy_topk": [{"k": 1, "capacity_factor": 0.25}],
     "top_p": [{"threshold": 0.6}],
     "topk": [{"k": 3}],
-    "aux_free": [{"k": 1}],
+    "aux_free": [{"k": 1}, {"k": 1, "normalise": True}],
 }
 VOCABULARY = 50
 D = 8
@@ -38,6 +38,12 @@ FIXED_NUMBERS = {
 }
 BLIND = {"hash": "token ids", "random": "token ids and positions"}
 """Routers that do not look at the hidden states, and what they look at."""
+UNTAUGHT = {
+    ("stablemoe", "distilled_words"): "learns the choice of the first stage, by its loss ``distil`` alone",
+    ("stablemoe", "distilled_embedding"): "learns the choice of the first stage, by its loss ``distil`` alone",
+    ("dselect_k", "mixture"): "with k 1 there is one selector and nothing to weigh",
+}
+"""Parameters that the task's loss does not reach, by design."""
 OWN_BALANCE = {"dynmoe": "the mean number of experts a token when even", "stablemoe": "0 when even"}
 
 
@@ -193,6 +199,29 @@ def test_gradients_are_those_of_finite_differences(name, options):
 
     many = sum(value.numel() for value in chosen.values()) > 500
     assert torch.autograd.gradcheck(run, (x, *chosen.values()), eps=1e-7, atol=1e-5, fast_mode=many)
+
+
+@every_layer
+@pytest.mark.parametrize("k", [None, 1])
+def test_the_task_teaches_every_parameter_whatever_the_options(name, options, k):
+    kind = "layer" if name in layer_names() else "router"
+    known = config.part(kind, name)
+    if k is not None:
+        if "k" not in known.options.model_fields or "k" in options:
+            pytest.skip("the same case again")
+        options = options | {"k": k}
+    layer = build(name, options).train()
+    y, _ = call(layer, states(*MASK.shape), MASK)
+    (y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype).reshape(y.shape)).sum().backward()
+    defaults = {key: field.default for key, field in known.options.model_fields.items()}
+    untaught = any(together.items() <= (defaults | options).items() for together in known.untaught)
+    for key, parameter in layer.named_parameters():
+        taught = parameter.grad is not None and parameter.grad.abs().max() > 1e-12
+        if key.startswith("experts.") or not untaught:
+            excused = (name, key.removeprefix("router.")) in UNTAUGHT
+            assert taught or excused or not parameter.requires_grad, key
+        else:
+            assert not taught, key
 
 
 @every_layer

@@ -5,7 +5,7 @@ T tokens, D model width, E experts, K chosen.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,9 @@ class AuxFree(Router):
     before, on all ranks (algorithm 1). The bias starts at 0 and gets no gradient; evaluation does not count, nor does a frozen router.
 
     The weights are raw, as in the paper. DeepSeek-V3 (arXiv 2412.19437) divides them by their sum (eq. 13: ``normalise``) and its code
-    multiplies by 2.5 (``scale``). Embeddings start as N(0, 0.02²). The paper's models choose 6 of 64 narrow experts beside 2 shared ones.
+    multiplies by 2.5 (``scale``). With K = 1 and ``normalise`` the weight is 1 whatever the scores: the router would learn nothing from the
+    task, so methods may not have both. Embeddings start as N(0, 0.02²). The paper's models choose 6 of 64 narrow experts beside 2 shared
+    ones.
 
     Losses: ``z``, which the paper does not have. DeepSeek-V3 keeps a small balance loss within each sequence, which is left out here.
 
@@ -42,6 +44,7 @@ class AuxFree(Router):
     """
 
     losses: ClassVar[tuple[str, ...]] = ("z",)
+    untaught: ClassVar[tuple[dict[str, Any], ...]] = ({"k": 1, "normalise": True},)
 
     bias: Tensor
     counts: Tensor

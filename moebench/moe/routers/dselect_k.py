@@ -43,7 +43,8 @@ class DSelectK(Router):
     Args:
         d_model: D.
         experts: E.
-        k: number of selectors, so the most experts that a decided token has. More than E do no harm. The paper tunes it.
+        k: number of selectors, so the most experts that a decided token has. More than E do no harm. The paper tunes it. With 1, G has
+            nothing to weigh and gets no gradient; Z does.
         gamma: γ, the width of the step's slope.
         normalise: read LayerNorm(h) without scale and shift, as the port does: then the length of h cannot push bits off the slope,
             where they get no gradient.

@@ -5,7 +5,7 @@ T tokens, D model width, E experts, K chosen.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -24,7 +24,8 @@ class TopK(Router):
       f_i = E / (K·T) · count_i. Its shared experts are `MoELayer`'s ``shared``, its fine-grained splitting is the width and number of the
       experts; neither concerns the router. The losses over devices (eqs. 15-17) have no meaning on one.
 
-    With K = 1 and ``normalise`` the weight is 1 whatever the logits, so only the losses teach the router. Embeddings start as N(0, 0.02²).
+    With K = 1 and ``normalise`` the weight is 1 whatever the logits, so only the losses would teach the router: methods may not have both.
+    Embeddings start as N(0, 0.02²).
 
     Losses: ``balance``, the shares taken over all T·K assignments, so 1 when uniform whatever K; ``z``.
 
@@ -42,6 +43,7 @@ class TopK(Router):
     """
 
     losses: ClassVar[tuple[str, ...]] = ("balance", "z")
+    untaught: ClassVar[tuple[dict[str, Any], ...]] = ({"k": 1, "normalise": True},)
 
     def __init__(self, d_model: int, experts: int, *, k: int = 2, normalise: bool = True):
         super().__init__(d_model, experts)
