@@ -35,6 +35,17 @@ def pairs(routing):
     return set(zip(routing.token.tolist(), routing.expert.tolist(), strict=True))
 
 
+@pytest.mark.parametrize(("multiple", "capacities"), [(1, [3, 1, 5]), (4, [4, 2, 8]), (5, [5, 2, 5]), (100, [10, 2, 17])])
+def test_the_capacity_is_rounded_up_to_a_multiple_within_the_group(multiple, capacities):
+    module, inputs = router(capacity_factor=1.0, capacity_multiple_of=multiple), batch(10, 2, 17)
+    routing = module(inputs)
+    for sequence, capacity in enumerate(capacities):
+        of_E = torch.bincount(routing.expert[inputs.sequence_ids[routing.token] == sequence], minlength=E)
+        assert of_E.tolist() == [capacity] * E
+    with pytest.raises(ValueError, match="capacity_multiple_of 0: should be at least 1"):
+        router(capacity_multiple_of=0)
+
+
 def expected(scores, lengths, factor):
     """Pairs of token and expert, one sequence and expert at a time."""
     probs = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
@@ -55,7 +66,8 @@ def test_the_public_code(case, dtype):
     G, S, experts = (int(data[key]) for key in ("G", "S", "E"))
     x = np.concatenate([data["x"], data["noise"]], -1).reshape(G * S, -1)
     weights = np.concatenate([data["W"], np.eye(experts, dtype=np.float32) * data["noise_std"] / experts])
-    module = ExpertChoice(x.shape[1], experts, capacity_factor=data["capacity_factor"].item()).to(dtype)
+    options = {"capacity_factor": data["capacity_factor"].item(), "capacity_multiple_of": int(data["capacity_multiple_of"])}
+    module = ExpertChoice(x.shape[1], experts, **options).to(dtype)
     with torch.no_grad():
         module.embedding.copy_(torch.from_numpy(weights.T))
     routing = module(RouterInputs(torch.from_numpy(x).to(dtype), sequence_ids=torch.arange(G).repeat_interleave(S)))

@@ -64,6 +64,18 @@ def test_without_bias_it_is_the_papers_router(temperature):
     torch.testing.assert_close(first.losses["z"], second.losses["z"], rtol=1e-6, atol=0)
 
 
+def test_a_temperature_below_a_hundredth_acts_as_it_and_is_not_learned():
+    below, x = router(temperature=0.002, capacity_factor=None)
+    least, _ = router(temperature=0.01, capacity_factor=None)
+    assert below.log_scale.item() == pytest.approx(math.log(500))  # what Tutel's parameter starts from
+    first, second = below(RouterInputs(x)), least(RouterInputs(x))
+    assert torch.equal(first.expert, second.expert)
+    torch.testing.assert_close(first.weight, second.weight, rtol=1e-4, atol=0)
+    first.weight.sum().backward()
+    assert below.log_scale.grad == 0
+    assert below.embedding.grad.abs().max() > 0
+
+
 def test_the_scale_is_100_at_most():
     module, x = router(capacity_factor=None)
     for log_scale, scale in [(math.log(50), 50), (math.log(100) + 0.5, 100), (9.0, 100)]:
@@ -158,7 +170,7 @@ def test_defaults_are_tutels():
 
 
 @pytest.mark.parametrize(
-    "options", [{"k": 0}, {"k": E + 1}, {"dim": 0}, {"temperature": 0.005}, {"capacity_factor": 0.0}, {"eval_capacity_factor": -1.0}]
+    "options", [{"k": 0}, {"k": E + 1}, {"dim": 0}, {"temperature": 0.0}, {"capacity_factor": 0.0}, {"eval_capacity_factor": -1.0}]
 )
 def test_options_that_make_no_sense_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):

@@ -17,8 +17,9 @@ from moebench.moe.losses import router_z
 class ExpertChoice(Router):
     """p = softmax over experts of W h; each expert takes the C tokens of a group whose p for it is largest, with weight p.
 
-    C = ⌈c·S / E⌉ for a group of S tokens, at most S; of equal p the earlier token is taken. A token may get no expert, or all of them.
-    Nothing is dropped and there is nothing to balance. Whether a token is taken depends on later tokens of its group: not for decoders.
+    C = ⌈c·S / E⌉ for a group of S tokens, rounded up to a multiple of m, at most S; of equal p the earlier token is taken. A token may get
+    no expert, or all of them. Nothing is dropped and there is nothing to balance. Whether a token is taken depends on later tokens of its
+    group: not for decoders.
 
     The group is a sequence, so that a prediction never depends on batch mates, and training is like evaluation. The paper's S counts all
     tokens of the batch; that is ``group`` batch, in training only.
@@ -26,7 +27,7 @@ class ExpertChoice(Router):
     Losses: ``z``; the paper has none.
 
     Public code differs. Flaxformer: c·S / E is rounded to the nearest and at least 4, groups span sequences in evaluation too, the
-    router has a bias. V-MoE: ⌈c·S / E⌉ is rounded up to a multiple of 4, groups span images, logits get noise N(0, 1/E²) in training.
+    router has a bias. V-MoE: m is 4 by default, groups span images, logits get noise N(0, 1/E²) in training.
     The weights start as N(0, 0.02²), as Flaxformer's.
 
     Args:
@@ -34,19 +35,31 @@ class ExpertChoice(Router):
         experts: E.
         capacity_factor: c, the mean number of experts a token.
         group: what the experts choose from in training; in evaluation it is always a sequence.
+        capacity_multiple_of: m; the paper does not round.
 
     Raises:
-        ValueError: ``capacity_factor`` is not above 0.
+        ValueError: ``capacity_factor`` is not above 0, or ``capacity_multiple_of`` below 1.
     """
 
     losses: ClassVar[tuple[str, ...]] = ("z",)
     causal: ClassVar[bool] = False
 
-    def __init__(self, d_model: int, experts: int, *, capacity_factor: float = 2.0, group: Literal["sequence", "batch"] = "sequence"):
+    def __init__(
+        self,
+        d_model: int,
+        experts: int,
+        *,
+        capacity_factor: float = 2.0,
+        group: Literal["sequence", "batch"] = "sequence",
+        capacity_multiple_of: int = 1,
+    ):
         super().__init__(d_model, experts)
         if capacity_factor <= 0:
             raise ValueError(f"capacity_factor {capacity_factor}: should be above 0, or no expert takes a token")
+        if capacity_multiple_of < 1:
+            raise ValueError(f"capacity_multiple_of {capacity_multiple_of}: should be at least 1, which rounds nothing")
         self.capacity_factor = capacity_factor
+        self.capacity_multiple_of = capacity_multiple_of
         self.group = group
         self.embedding = nn.Parameter(torch.empty(experts, d_model).normal_(std=0.02))
 
@@ -63,6 +76,7 @@ class ExpertChoice(Router):
         falling_TE = probs_TE.detach().argsort(dim=0, descending=True, stable=True)
         order_TE = falling_TE.gather(0, group_T[falling_TE].argsort(dim=0, stable=True))
         place_T = torch.arange(len(group_T), device=group_T.device) - begin_T
-        taken_T = place_T < (size_T.double() * self.capacity_factor / self.experts).ceil()
+        capacity_T = (size_T.double() * self.capacity_factor / self.experts).ceil()
+        taken_T = place_T < (capacity_T / self.capacity_multiple_of).ceil() * self.capacity_multiple_of
         active_TE = torch.zeros_like(order_TE, dtype=torch.bool).scatter(0, order_TE, taken_T[:, None].expand_as(order_TE))
         return Routing.from_mask(active_TE, probs_TE, scores=logits_TE, losses={"z": router_z(logits_TE)})

@@ -24,8 +24,8 @@ class XMoETutel(Router):
     """s_i = exp(min(λ, ln 100)) · cos(W x + b, e_i); the token goes to the K best experts, p = softmax(s) over all E.
 
     X-MoE (arXiv 2204.09179) as ``CosineTopKGate`` of Tutel has it; `XMoE` is the paper's. λ is one learned scalar, the logarithm of
-    the paper's 1 / τ; above ln 100 it gets no gradient. With K = 1 the weight is p_k; with more the weights are divided by their sum.
-    W and b start as ``nn.Linear`` does, e as N(0, 0.01²), not held at a norm.
+    the paper's 1 / τ; above ln 100 it gets no gradient, so that a τ below 0.01 acts as 0.01 and is not learned. With K = 1 the weight is
+    p_k; with more the weights are divided by their sum. W and b start as ``nn.Linear`` does, e as N(0, 0.01²), not held at a norm.
 
     In training an expert takes the first C = K ⌊capacity_factor · ⌈T / E⌉⌋ of its queue, at least 1: all first choices before all
     second ones, and so on, each in the order of the batch. Others are dropped; the weights that remain are not divided again.
@@ -45,7 +45,7 @@ class XMoETutel(Router):
         eval_capacity_factor: the same in evaluation. With a limit a token's experts depend on the whole batch.
 
     Raises:
-        ValueError: ``k`` outside of 1 to E, ``dim`` below 1, ``temperature`` below 0.01 or a factor that is not above 0.
+        ValueError: ``k`` outside of 1 to E, ``dim`` below 1, ``temperature`` or a factor that is not above 0.
     """
 
     losses: ClassVar[tuple[str, ...]] = ("balance", "z")
@@ -66,8 +66,8 @@ class XMoETutel(Router):
             raise ValueError(f"k {k}: should be at least 1 and at most the number of experts, {experts}")
         if dim < 1:
             raise ValueError(f"dim {dim}: should be at least 1")
-        if temperature < 0.01:
-            raise ValueError(f"temperature {temperature}: should be at least 0.01, as the scale is 100 at most")
+        if not temperature > 0:
+            raise ValueError(f"temperature {temperature}: should be above 0")
         check_factors(capacity_factor=capacity_factor, eval_capacity_factor=eval_capacity_factor)
         self.k = k
         self.capacity_factor = capacity_factor
