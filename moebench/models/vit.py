@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from moebench.config import Config, Positive
+from moebench.config import Config, Count, Positive
 from moebench.errors import MoebenchError
 from moebench.models.attention import attend
 from moebench.models.shapes import Vision
@@ -40,7 +40,13 @@ class Mixture(Config):
     variant: Literal["vmoe", "e3", "only_tiling", "only_partitioning", "multi_head"]
     experts: Positive
     last: Positive | None = None
-    """In the last n of the blocks that can hold experts; none: in all, "Every-2". See `placement`."""
+    """In the last n of the odd blocks; none: in all of them, "Every-2". See `placement`."""
+    blocks: tuple[Count, ...] | None = None
+    """In just these blocks, from 0, whatever ``last`` says."""
+    group: Positive | None = None
+    """Images of a routing group: experts' queues and losses are of a group, losses the mean over groups. None: the batch is one group.
+
+    V-MoE's ``group_size`` counts tokens, so it is this times the positions, and times the copies; a part of an image is no group here."""
     members: Positive = 1
     options: dict[str, Any] = Field(default_factory=dict)
     """Options of the router, but those that the variant decides: ``members`` and ``tiled``."""
@@ -66,18 +72,25 @@ class Mixture(Config):
         return self.members if self.variant == "multi_head" else 1
 
 
-def placement(layers: int, last: int | None = None) -> tuple[int, ...]:
-    """The blocks, from 0, whose feed-forward layer is a layer of experts: the last n of the odd ones, or all of them.
+def placement(layers: int, last: int | None = None, blocks: tuple[int, ...] | None = None) -> tuple[int, ...]:
+    """The blocks, from 0, whose feed-forward layer is a layer of experts: the last n of the odd ones, all of them, or those of a list.
 
-    Source: the public configurations of V-MoE (arXiv 2106.05974), "Last-n" and "Every-2".
+    Source: the public configurations of V-MoE (arXiv 2106.05974), "Last-n" and "Every-2"; its code takes any list.
 
     Args:
         layers: number of blocks.
         last: n; none: all odd blocks.
+        blocks: the list; none: what ``last`` says.
 
     Raises:
-        ValueError: there are fewer than n odd blocks.
+        ValueError: there are fewer than n odd blocks, or none with a number of the list.
     """
+    if blocks is not None:
+        if beyond := [block for block in blocks if not 0 <= block < layers]:
+            raise ValueError(
+                f"blocks {list(blocks)}: {beyond[0]} should be at least 0 and at most {layers - 1}, the last of {layers} blocks"
+            )
+        return tuple(sorted(set(blocks)))
     odd = tuple(range(1, layers, 2))
     if last is not None and not 1 <= last <= len(odd):
         raise ValueError(f"last {last}: should be at least 1 and at most {len(odd)}, the number of odd blocks among {layers}")
@@ -102,10 +115,17 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """x + dropout(attention(LN(x))), then x + dropout(f(LN(x))), where f is a feed-forward layer or a layer of experts in its place."""
+    """x + dropout(attention(LN(x))), then x + dropout(f(LN(x))), where f is a feed-forward layer or a layer of experts in its place.
 
-    def __init__(self, shape: Vision, layer: FeedForward | MoELayer):
+    Args:
+        shape: the transformer.
+        layer: f.
+        group: sequences of a routing group; none: all.
+    """
+
+    def __init__(self, shape: Vision, layer: FeedForward | MoELayer, group: int | None = None):
         super().__init__()
+        self.group = group
         self.heads = shape.heads
         self.attention_norm = nn.LayerNorm(shape.width, eps=1e-6)
         self.qkv = nn.Linear(shape.width, 3 * shape.width)
@@ -122,9 +142,18 @@ class Block(nn.Module):
         """One block; (N, S, D) states, and what the layer of experts reports."""
         x_NSD = x_NSD + self.dropout(self.attention(self.attention_norm(x_NSD)))
         if isinstance(self.layer, MoELayer):
-            change_NSD, aux = self.layer(self.layer_norm(x_NSD))
+            change_NSD, aux = self.routed(self.layer, self.layer_norm(x_NSD))
             return x_NSD + self.dropout(change_NSD), aux
         return x_NSD + self.dropout(self.layer(self.layer_norm(x_NSD))), None
+
+    def routed(self, layer: MoELayer, x_NSD: Tensor) -> tuple[Tensor, Aux]:
+        """A layer of experts on one group after the other; what it reports is summed over groups, the mean of losses."""
+        if self.group is None or len(x_NSD) <= self.group:
+            return layer(x_NSD)
+        changes, auxes = zip(*(layer(part_NSD) for part_NSD in x_NSD.split(self.group)), strict=True)
+        losses = {name: torch.stack([aux.losses[name] for aux in auxes]).mean() for name in auxes[0].losses}
+        load_E, dropped = torch.stack([aux.load for aux in auxes]).sum(0), sum(aux.dropped for aux in auxes)
+        return torch.cat(changes), Aux(losses, load_E, torch.cat([aux.probs for aux in auxes]), dropped)
 
     def attention(self, x_NSD: Tensor) -> Tensor:
         """Multi-head self-attention without its residual."""
@@ -153,7 +182,7 @@ class ViT(nn.Module):
     Layers of experts stand in place of feed-forward layers. The M copies of an image are made before the first block that has one, before
     its attention, as in the public code (after it would be the same without dropout, and cheaper). Image by image: sequence b·M + m is
     member m of image b, as in the public code; the paper goes member by member. All weights but the experts' and
-    routers' are shared, the head's too. The batch is one routing group.
+    routers' are shared, the head's too. The batch is one routing group, unless the mixture says otherwise.
 
     Weights start as in the public code (Xavier's, uniform; positions N(0, 0.02²), class token 0) but the head's, N(0, 0.02²) instead of 0,
     from which several heads would never differ.
@@ -174,15 +203,16 @@ class ViT(nn.Module):
         self.shape = shape
         self.classes = classes
         self.copies, self.heads = (mixture.copies, mixture.heads) if mixture else (1, 1)
-        sparse = placement(shape.layers, mixture.last) if mixture else ()
+        sparse = placement(shape.layers, mixture.last, mixture.blocks) if mixture else ()
+        group = mixture.group * self.copies if mixture and mixture.group else None
         self.patches = nn.Conv2d(shape.channels, shape.width, shape.patch, shape.patch)
         self.dropout = nn.Dropout(shape.dropout)
         self.token = nn.Parameter(torch.zeros(shape.width))
         self.positions = nn.Parameter(torch.empty(1 + (shape.image // shape.patch) ** 2, shape.width).normal_(std=0.02))
         self.blocks = nn.ModuleList(
-            Block(
-                shape, _expert_layer(shape, mixture, i) if mixture and i in sparse else FeedForward(shape.width, shape.inner, shape.dropout)
-            )
+            Block(shape, _expert_layer(shape, mixture, i), group)
+            if mixture and i in sparse
+            else Block(shape, FeedForward(shape.width, shape.inner, shape.dropout))
             for i in range(shape.layers)
         )
         self.norm = nn.LayerNorm(shape.width, eps=1e-6)

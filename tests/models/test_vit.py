@@ -142,6 +142,41 @@ def test_placement_is_that_of_the_public_configurations():
     assert placement(1) == ()
     with pytest.raises(ValueError, match="at most 4"):
         placement(9, 5)
+    assert placement(8, 2, (0, 3, 4)) == (0, 3, 4)
+    with pytest.raises(ValueError, match=r"blocks \[0, 8\]: 8 should be at least 0 and at most 7"):
+        placement(8, None, (0, 8))
+
+
+def test_experts_stand_in_any_blocks():
+    model = ViT(SHAPE, 5, Mixture(variant="e3", experts=4, members=2, blocks=(0, 2))).eval()
+    assert [isinstance(block.layer, FeedForward) for block in model.blocks] == [False, True, False, True]
+    assert model.tile_before == 0
+    assert len(model(images().float())[1]) == 2
+
+
+@pytest.mark.parametrize("variant", ["vmoe", "e3"])
+def test_a_routing_group_is_a_batch_by_itself(variant):
+    """One layer, so that groups meet nowhere else; in training, with queues that overflow."""
+    members = 1 if variant == "vmoe" else 2
+    torch.manual_seed(0)
+    options = {"k": 1, "capacity_factor": 0.6, "noise_std": 0.0}
+    mixture = Mixture(variant=variant, experts=4, members=members, blocks=(1,), options=options, alike=False)
+    model = ViT(SHAPE, 5, mixture).double().train()
+    alone = [model(images()[begin : begin + 2]) for begin in (0, 2, 4)]
+    whole, (one,) = model(images())
+    for block in model.blocks:
+        block.group = 2 * model.copies
+    grouped, (aux,) = model(images())
+    torch.testing.assert_close(grouped, torch.cat([logits for logits, _ in alone]), rtol=0, atol=1e-12)
+    assert (grouped - whole).abs().max() > 1e-3
+    parts = [aux for _, (aux,) in alone]
+    assert torch.equal(aux.load, sum(part.load for part in parts))
+    assert aux.dropped == sum(part.dropped for part in parts) > 0
+    torch.testing.assert_close(aux.probs, one.probs)
+    for name, loss in aux.losses.items():
+        torch.testing.assert_close(loss, torch.stack([part.losses[name] for part in parts]).mean())
+    mixture = Mixture(variant=variant, experts=4, members=members, group=2)
+    assert {block.group for block in ViT(SHAPE, 5, mixture).blocks} == {None, 2 * model.copies}
 
 
 def lone(model, member, members=2, experts=4):

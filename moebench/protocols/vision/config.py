@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
 from moebench.config import BaseMethod, BaseSetting, Count, Optimisation, Positive, Rate, Share, complaint
 from moebench.data.image_settings import ImageData
@@ -22,6 +22,8 @@ METRICS = (
     *("flops_per_image", "parameters"),
 )
 """Metrics of the records; of detection and few-shot accuracy ``<metric>_<score>`` and ``accuracy_<k>_shot``."""
+UNSET = ("blocks", "group")
+"""Keys that the dump of a setting, and so a plan, leaves out where they are not given: plans from before there were such keys stay."""
 EXPERTS = ("vmoe", "e3", "only_tiling", "only_partitioning", "multi_head")
 """Variants with layers of experts."""
 ENSEMBLES = ("batch_ensemble", "mimo", "mc_dropout")
@@ -46,7 +48,11 @@ class Setting(BaseSetting):
     experts: Positive
     """E of a layer of experts."""
     last: Positive | None = None
-    """Layers of experts: the last n of the blocks that can hold one; none: all of these ("Every-2")."""
+    """Layers of experts: the last n of the odd blocks; none: all of these ("Every-2")."""
+    blocks: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
+    """Layers of experts: in just these blocks, from 0; not beside ``last``."""
+    group: Positive | None = None
+    """Images of a routing group; none: the batch is one (`moebench.models.vit.Mixture`)."""
     pretrain: ImageTraining
     finetune: ImageTraining
     shots: tuple[Positive, ...] = (1, 5, 10, 25)
@@ -59,6 +65,18 @@ class Setting(BaseSetting):
     def check(self, experiment: Experiment) -> None:
         """See `_check`."""
         _check(experiment)
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_unset(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in dump(self).items() if key not in UNSET or value is not None}
+
+    @model_validator(mode="after")
+    def _blocks_are_a_list_by_itself(self) -> Setting:
+        if self.blocks is not None and self.last is not None:
+            raise ValueError(f"last {self.last} and blocks {list(self.blocks)} both say where layers of experts are; leave one out")
+        if self.blocks is not None and list(self.blocks) != sorted(set(self.blocks)):
+            raise ValueError(f"blocks {list(self.blocks)} should rise")
+        return self
 
     @model_validator(mode="after")
     def _patches_divide_the_side(self) -> Setting:
@@ -149,7 +167,12 @@ def _check(experiment: Experiment) -> None:
     _check_side(experiment)
     for name, method in experiment.methods.items():
         path = experiment.method_file(name)
-        vision(setting, method)
+        layers = vision(setting, method).layers
+        if setting.blocks is not None and setting.blocks[-1] >= layers:
+            raise MoebenchError(
+                f"{experiment.setting_file}: key 'blocks' has the value {list(setting.blocks)};"
+                f" should be from 0 to {layers - 1}, as method {name!r} has {layers} blocks"
+            )
         for member in method.of:
             if member not in experiment.methods or experiment.method(member).variant == "deep":
                 raise MoebenchError(

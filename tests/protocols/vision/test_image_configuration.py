@@ -1,5 +1,7 @@
 """Configuration and plan of the papers on images: what is refused, with which message, and which stages there are."""
 
+import json
+
 import pytest
 import yaml
 
@@ -60,6 +62,31 @@ def test_a_plan_changes_only_where_its_method_does(write):
     renamed = METHODS | {"vit": METHODS["vit"] | {"label": "another label"}}
     after = planned(write(renamed))
     assert {name for name in before if before[name] != after[name]} == {"tabulate"}
+
+
+def test_blocks_and_group_are_in_the_plan_only_where_they_are_given(write):
+    plain = planned(write())
+    assert not any(f'"{key}"' in json.dumps(plain) for key in ("blocks", "group"))
+    given = planned(write(setting=SETTING | {"blocks": [0], "group": 2}))
+    for name in ("pretrain/vmoe", "finetune/e3-downstream", "evaluate"):
+        assert '"blocks": [0]' in json.dumps(given[name])
+        assert '"group": 2' in json.dumps(given[name])
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"blocks": [0], "last": 1}, r"last 1 and blocks \[0\] both say where"),
+        ({"blocks": [1, 0]}, r"blocks \[1, 0\] should rise"),
+        ({"blocks": []}, "key 'blocks'"),
+        ({"blocks": [1, 2]}, r"smoke\.yaml: key 'blocks' has the value \[1, 2\]; should be from 0 to 1, as method '\w+' has 2 blocks"),
+        ({"group": 0}, "key 'group'"),
+    ],
+)
+def test_blocks_and_groups_that_make_no_sense_are_refused(write, change, complaint):
+    paper = write(setting=SETTING | change)
+    with pytest.raises(MoebenchError, match=complaint):
+        paper.check()
 
 
 def test_options_of_the_setting_override_those_of_the_method(write):
