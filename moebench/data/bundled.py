@@ -184,7 +184,7 @@ class Bundle:
             return [(text[ends[i] : ends[i + 1]].decode("utf-8"), scores[i]) for i in range(self._pieces)]
 
     def normalisation(self) -> dict[int, str]:
-        """Code point → replacement, for `str.translate`; to be applied before the vocabulary is."""
+        """Code point → replacement, before the vocabulary is applied; the file does not say which sequences are composed."""
         with self._reading():
             table = {}
             (count,) = self._unpack("i", self._map)

@@ -8,8 +8,13 @@ Where the result differs from what the library gives by itself:
 - Text never yields a special piece: a text ``<s>`` is three characters. The library finds special tokens in text, and its Unigram model
   has them among its pieces, so there they are renamed to something with a space, which no text has after splitting.
 - ``truncation`` and ``padding``, which some published files switch on, are off.
+- Where a file begins with the compiled rules of SentencePiece, as XLM-R's does, SentencePiece applies them. The library looks them up
+  only for graphemes of less than six bytes, and for single code points in longer ones, so that it composes neither jamo nor Indic vowels,
+  and of e, U+0302 and U+0301 drops the last (``normalizers/precompiled.rs``). One difference to SentencePiece is left: U+0085, a letter
+  to its rules, separates words where the file splits at white space.
 - Ranges leave out the space in front of a piece, and a bare mark has an empty range; the library gives it the character that follows.
-  Dropped first characters are no piece's; the library gives them to the first piece in place of its own first character.
+  Dropped first characters are no piece's; the library gives them to the first piece in place of its own first character. Of what is
+  composed to one character all is in its range; the library gives the first code point.
 - A lone surrogate, which the library refuses, counts as U+FFFD.
 
 Other added tokens than the special ones are found in text as the file says. Where a vocabulary lowers the case or strips accents, ranges
@@ -18,16 +23,19 @@ are those of the original text all the same.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
-import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import sentencepiece
 import tokenizers
 
 from moebench.data.checkpoint_files import TOKENIZER
-from moebench.data.tokenizer import DESCRIPTION, MARK, Tokenizer
+from moebench.data.normaliser import MARK, SURROGATES, field, original_ranges
+from moebench.data.tokenizer import DESCRIPTION, Tokenizer
 from moebench.errors import MoebenchError
 from moebench.files import atomic_write, read_json, write_json
 
@@ -37,7 +45,6 @@ NAMES = (
     {"bos": "[CLS]", "pad": "[PAD]", "eos": "[SEP]", "unk": "[UNK]", "mask": "[MASK]"},
 )
 """The special pieces of RoBERTa's and of BERT's family; files do not say which token has which part."""
-SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def load(folder: Path) -> Tokenizer:
@@ -113,6 +120,7 @@ class HubTokenizer(Tokenizer):
         self.bos, self.eos, self.pad, self.unk, self.mask = (description["ids"][name] for name in ("bos", "eos", "pad", "unk", "mask"))
         content = json.loads(model)
         unigram = content["model"]["type"] == "Unigram"
+        self._rules = _rules(content)
         self._hub = tokenizers.Tokenizer.from_str(json.dumps(_hidden(content) if unigram else content))
         self._hub.encode_special_tokens = True  # as text
         self._hub.no_truncation()
@@ -144,15 +152,22 @@ class HubTokenizer(Tokenizer):
     def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Return the ids of ``text`` and per piece its range of original characters, as `Tokenizer.encode` says.
 
-        White space that only the file's normaliser knows as such (U+200B, say) can be in the range of the piece that follows.
+        Where a file's normaliser is not SentencePiece's, a character that it takes for a space can be in the range of the piece that
+        follows.
         """
-        clean = SURROGATE.sub("\ufffd", text)
+        clean, starts = self._normalised(text)
         skip = self._dropped(clean)
         encoding = self._hub.encode(clean[skip:], add_special_tokens=False)
-        return encoding.ids, [
-            self._range(text, number, start + skip, stop + skip)
+        pieces = [
+            self._range(clean, number, start + skip, stop + skip)
             for number, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True)
         ]
+        return encoding.ids, original_ranges(text, starts, pieces)
+
+    def _normalised(self, text: str) -> tuple[str, Sequence[int]]:
+        """The text by SentencePiece's rules, where the file begins with them, and where each character of it, and its end, comes from."""
+        plain = text.translate(SURROGATES)
+        return (plain, range(len(plain) + 1)) if self._rules is None else self._rules.normalize(plain, with_offsets=True)
 
     def _dropped(self, text: str) -> int:
         """Number of first characters that normalisation drops: the library would give the first piece their range."""
@@ -169,8 +184,22 @@ class HubTokenizer(Tokenizer):
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Return the ids of each text, as `encode` does."""
-        clean = [SURROGATE.sub("\ufffd", text) for text in texts]
+        clean = [self._normalised(text)[0] for text in texts]
         return [encoding.ids for encoding in self._hub.encode_batch_fast(clean, add_special_tokens=False)]
+
+
+def _rules(content: dict[str, Any]) -> sentencepiece.SentencePieceNormalizer | None:
+    """Take the compiled rules of SentencePiece out of the file, if it begins with them; what it says of spaces stays in it."""
+    normaliser = content.get("normalizer") or {}
+    first = (normaliser.get("normalizers") or [normaliser])[0]
+    if first.get("type") != "Precompiled":
+        return None
+    rules = field(2, base64.b64decode(first["precompiled_charsmap"], validate=True))
+    first.clear()
+    first.update(type="Sequence", normalizers=[])
+    return sentencepiece.SentencePieceNormalizer(
+        normalizer_spec=rules, add_dummy_prefix=False, remove_extra_whitespaces=False, escape_whitespaces=False
+    )
 
 
 def _hidden(content: dict[str, Any]) -> dict[str, Any]:

@@ -3,30 +3,26 @@
 On disk, byte for byte the same for the same input: ``sentencepiece.model`` and ``tokenizer.json`` (kind, ids, normalisation, hash of the
 model).
 
-A text is normalised first: each code point is replaced by what the table says (white space becomes a space; the bundled table also
-flattens full-width forms, ligatures and the like and drops control characters), then runs of spaces become one and the outer ones go.
-The replacement is per code point, so every normalised character has one original character and ranges stay exact.
+A text is normalised first, by SentencePiece as the model file says (`normaliser`): a trained model knows one kind of space, and every white
+space becomes it; the bundled one composes and flattens as XLM-R does. Ranges are those of the original text.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import re
-import struct
 import sys
 from collections.abc import Iterable, Iterator
+from itertools import accumulate
 from pathlib import Path
 
 import sentencepiece
 
 from moebench.data.bundled import Bundle
+from moebench.data.normaliser import MARK, SURROGATES, field, nmt_nfkc, original_ranges
 from moebench.errors import MoebenchError
 from moebench.files import atomic_write, read_json, write_json
 
-MARK = "\u2581"
-"""Stands for a space at the beginning of a piece; every text gets one at its start."""
-SURROGATES = range(0xD800, 0xE000)
 MODEL, DESCRIPTION = "sentencepiece.model", "tokenizer.json"
 
 
@@ -45,12 +41,11 @@ def train(texts: Iterable[str], vocabulary: int, folder: Path) -> Tokenizer:
         MoebenchError: no text, or ``vocabulary`` is less than the characters of the text.
     """
     table = {code: " " for code in range(sys.maxunicode + 1) if chr(code).isspace() and chr(code) != " "} | {ord(MARK): " "}
-    normalise = _Normaliser(table)
     failures: list[BaseException] = []
 
     def clean() -> Iterator[str]:
         try:
-            yield from filter(None, map(normalise.text, texts))
+            yield from filter(None, (" ".join(text.translate(SURROGATES | table).split()) for text in texts))
         except (Exception, KeyboardInterrupt) as error:  # the trainer would turn it into a RuntimeError of its own
             failures.append(error)
             raise
@@ -88,42 +83,26 @@ def from_bundle(bundle: Bundle, texts: Iterable[str], folder: Path) -> Tokenizer
     embedding, checkpoints and the scores of masked-language modelling shrink with it. ``rows`` of the result says which row of the
     bundled word embedding each piece has.
     """
-    pieces, table = bundle.pieces(), bundle.normalisation()
+    pieces, rules = bundle.pieces(), nmt_nfkc(bundle.normalisation())
     special = {"bos": bundle.bos, "pad": bundle.pad, "eos": bundle.eos, "unk": bundle.unk, "mask": len(pieces) - 1}
-    normalise = _Normaliser(table)
-    whole = sentencepiece.SentencePieceProcessor(model_proto=_model_proto(pieces, special))
+    whole = sentencepiece.SentencePieceProcessor(model_proto=_model_proto(pieces, special, rules))
     used = set(special.values())
     for text in texts:
-        used.update(whole.encode(normalise.text(text), num_threads=1))
+        used.update(whole.encode(text.translate(SURROGATES), num_threads=1))
     rows = sorted(used)
     ids = {name: rows.index(row) for name, row in special.items()}
-    return _write(folder, _model_proto([pieces[row] for row in rows], ids), "bundled", ids, table, rows)
+    return _write(folder, _model_proto([pieces[row] for row in rows], ids, rules), "bundled", ids, {}, rows)
 
 
-def _model_proto(pieces: list[tuple[str, float]], ids: dict[str, int]) -> bytes:
+def _model_proto(pieces: list[tuple[str, float]], ids: dict[str, int], rules: bytes) -> bytes:
     """Serialise SentencePiece's ``ModelProto`` (sentencepiece_model.proto): 1 pieces, 2 trainer, 3 normaliser."""
     types = {number: 2 if name == "unk" else 3 for name, number in ids.items()}  # 1 normal, 2 unknown, 3 control
-
-    def varint(value: int) -> bytes:
-        low = value & 127
-        return bytes([low | 128]) + varint(value >> 7) if value > 127 else bytes([low])
-
-    def number(field: int, value: int) -> bytes:
-        return varint(field << 3) + varint(value)
-
-    def block(field: int, value: bytes) -> bytes:
-        return varint(field << 3 | 2) + varint(len(value)) + value
-
     body = [
-        block(1, block(1, text.encode("utf-8")) + varint(2 << 3 | 5) + struct.pack("<f", score) + number(3, types.get(i, 1)))
-        for i, (text, score) in enumerate(pieces)
+        field(1, field(1, text.encode("utf-8")) + field(2, score) + field(3, types.get(i, 1))) for i, (text, score) in enumerate(pieces)
     ]
-    body.append(
-        block(2, number(3, 1) + b"".join(number(field, ids[name]) for field, name in ((40, "unk"), (41, "bos"), (42, "eos"), (43, "pad"))))
-    )
-    body.append(
-        block(3, block(1, b"identity") + number(3, 1) + number(4, 1) + number(5, 1))
-    )  # dummy prefix, no extra spaces, escaped spaces
+    unigram = field(3, 1)
+    body.append(field(2, unigram + b"".join(field(key, ids[name]) for key, name in ((40, "unk"), (41, "bos"), (42, "eos"), (43, "pad")))))
+    body.append(field(3, rules + field(3, 1) + field(4, 1) + field(5, 1)))  # dummy prefix, no extra spaces, escaped spaces
     return b"".join(body)
 
 
@@ -134,40 +113,6 @@ def _write(folder: Path, model: bytes, kind: str, ids: dict[str, int], table: di
     digest = hashlib.sha256(model).hexdigest()
     write_json(folder / DESCRIPTION, {"kind": kind, "ids": ids, "normalisation": normalisation, "sha256": digest, "rows": rows})
     return Tokenizer.load(folder)
-
-
-class _Normaliser:
-    """Replaces code points, then collapses spaces; remembers which original character each result came from."""
-
-    def __init__(self, table: dict[int, str]) -> None:
-        # A lone surrogate cannot be written as UTF-8; it becomes what the replacement character becomes.
-        self._table = dict.fromkeys(SURROGATES, table.get(0xFFFD, "\ufffd")) | table
-        self._replaced = {chr(code) for code in self._table}
-
-    def _regular(self, text: str) -> bool:
-        return self._replaced.isdisjoint(text) and "  " not in text and text == text.strip(" ")
-
-    def text(self, text: str) -> str:
-        """Return the normalised text."""
-        if self._regular(text):
-            return text
-        return re.sub(" +", " ", text.translate(self._table)).strip(" ")
-
-    def aligned(self, text: str) -> tuple[str, list[int] | None]:
-        """Return the normalised text and, per character of it, the index of the original; None where nothing changed."""
-        if self._regular(text):
-            return text, None
-        characters: list[str] = []
-        origin: list[int] = []
-        for index, original in enumerate(text):
-            for character in self._table.get(ord(original), original):
-                if character != " " or (characters and characters[-1] != " "):
-                    characters.append(character)
-                    origin.append(index)
-        if characters and characters[-1] == " ":
-            characters.pop()
-            origin.pop()
-        return "".join(characters), origin
 
 
 class Tokenizer:
@@ -186,7 +131,8 @@ class Tokenizer:
         self.sha256: str = description["sha256"]
         self.rows: list[int] | None = description["rows"]
         self.bos, self.eos, self.pad, self.unk, self.mask = (description["ids"][name] for name in ("bos", "eos", "pad", "unk", "mask"))
-        self._normaliser = _Normaliser({ord(character): text for character, text in description["normalisation"].items()})
+        self._table = SURROGATES | {ord(character): text for character, text in description["normalisation"].items()}
+        self._normaliser = sentencepiece.SentencePieceNormalizer(model_proto=model)
         self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.size: int = self._pieces.get_piece_size()
         surfaces = [self._pieces.id_to_piece(number) for number in range(self.size)]
@@ -218,32 +164,31 @@ class Tokenizer:
 
         - The space in front of a piece is not in its range; a piece that is only that space has an empty range at the character that
           follows.
-        - Every character that is neither white space nor dropped by the normalisation is in exactly one range, with one exception: an
-          original character that normalises to several can be split over pieces, which then share its range.
-        - A dropped character is in a range only if it stands inside a piece. Starts and ends never decrease.
+        - Characters that are composed to one are in one range, all of them. A character that normalises to several can be split over
+          pieces, which then share its range.
+        - What the normalisation drops or takes for a space, and is no white space itself, is in the range before it, where no white space
+          lies between. Every other character that is not white space is in a range. Starts and ends never decrease.
         """
-        clean, origin = self._normaliser.aligned(text)
-        ids = self._pieces.encode(clean, num_threads=1)
+        plain = text.translate(self._table)
+        clean, starts = self._normaliser.normalize(plain, with_offsets=True)
+        ids = self._pieces.encode(plain, num_threads=1)
         if self.unk in ids:  # an unknown piece is as long as its surface
-            surfaces = self._pieces.encode(clean, out_type=str, num_threads=1)
+            surfaces = self._pieces.encode(plain, out_type=str, num_threads=1)
             lengths = [len(surface) for surface in surfaces]
             marked = [surface.startswith(MARK) for surface in surfaces]
         else:
             lengths = [self._length[number] for number in ids]
             marked = [self._marked[number] for number in ids]
-        offsets = []
-        stop = -1  # the model reads its mark before the first character
-        for length, mark in zip(lengths, marked, strict=True):
-            start = stop + mark
-            stop += length
-            offsets.append((start, stop))
-        if stop != len(clean) and clean:
-            raise AssertionError(f"pieces cover {stop} of {len(clean)} characters of {clean!r}")
-        return ids, offsets if origin is None else list(_original(offsets, origin))
+        stops = list(accumulate(lengths))
+        if stops[-1:] != [len(clean)] and clean:
+            raise AssertionError(f"pieces cover {stops[-1:]} of {len(clean)} characters of {clean!r}")
+        return ids, original_ranges(
+            text, starts, [(stop - length + mark, stop) for stop, length, mark in zip(stops, lengths, marked, strict=True)]
+        )
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Return the ids of each text, as `encode` does."""
-        return self._pieces.encode([self._normaliser.text(text) for text in texts], num_threads=1)
+        return self._pieces.encode([text.translate(self._table) for text in texts], num_threads=1)
 
     def encode_words(self, words: list[str]) -> tuple[list[int], list[int]]:
         """Return the ids of all words in order and, per word, the index into them of the piece that stands for it.
@@ -262,12 +207,3 @@ class Tokenizer:
             first.append(len(ids) + (pieces[0] == self._bare and len(pieces) > 1))
             ids += pieces
         return ids, first
-
-
-def _original(offsets: list[tuple[int, int]], origin: list[int]) -> Iterator[tuple[int, int]]:
-    """Turn ranges of the normalised text into ranges of the original one."""
-    last = 0
-    for start, stop in offsets:
-        begin = origin[start]
-        last = max(last, begin) if start == stop else origin[stop - 1] + 1
-        yield begin, last

@@ -1,106 +1,20 @@
 """Tokenizers from ``tokenizer.json``: ids against SentencePiece and a greedy search, exact character ranges, refusals."""
 
-import io
 import json
-import random
 
 import pytest
-import sentencepiece
-import tokenizers
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tokenizers import models, normalizers, pre_tokenizers, processors
+from tiny_texts import TEXTS as SCRIPT_TEXTS
+from tiny_vocabularies import WORDS, sentences, unigram, wordpiece
 
 from moebench.data import corpus, hub_tokenizer, tokenizer
 from moebench.data.hub_tokenizer import HubTokenizer, from_checkpoint, load
-from moebench.data.tokenizer import MARK
+from moebench.data.normaliser import MARK, SURROGATES
 from moebench.errors import MoebenchError
 
-XLMR = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-BERT = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-WORDS = [*"abcdehinoprst.!éÉ第一<>[]", *(f"##{letter}" for letter in "abcdehinoprst"), "the", "cat", "##at", "##er", "e", "CLS", "mask"]
 ALPHABET = "abcdehilnorst .,!<>[]" + " \t\n\u00a0\u3000\u2028" + MARK + "e\u0301é" + "第一" + "ｈｅＷ" + "\U0001f600" + "\u0915\u094d\ud800"
 TEXTS = st.text(st.one_of(st.sampled_from(ALPHABET), st.characters()), max_size=40)
-
-
-def sentences() -> list[str]:
-    generator = random.Random(3)
-    words = [
-        "".join(generator.choices(["abcdehinort<>.!", "бвгдежзик", "第一日本語"][i % 3], k=generator.randint(1, 6))) for i in range(150)
-    ]
-    return [" ".join(generator.choices(words, k=8)) for _ in range(400)]
-
-
-def fields(message: bytes) -> list[tuple[int, bytes]]:
-    """The length-delimited fields of a protocol buffer."""
-
-    def varint(at: int) -> tuple[int, int]:
-        value = shift = 0
-        while True:
-            byte = message[at]
-            value, shift, at = value | (byte & 127) << shift, shift + 7, at + 1
-            if byte < 128:
-                return value, at
-
-    at, result = 0, []
-    while at < len(message):
-        key, at = varint(at)
-        if key & 7 == 2:
-            length, at = varint(at)
-            result.append((key >> 3, message[at : at + length]))
-            at += length
-        else:
-            at = at + 4 if key & 7 == 5 else varint(at)[1]
-    return result
-
-
-def write(folder, built: tokenizers.Tokenizer):
-    folder.mkdir(parents=True, exist_ok=True)
-    built.save(str(folder / "tokenizer.json"))
-    return folder
-
-
-def unigram(folder, split: bool) -> sentencepiece.SentencePieceProcessor:
-    """Train a SentencePiece model and write it as transformers writes XLM-R's (`split`) or CamemBERT's (newer) vocabulary."""
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(sentences()),
-        model_writer=model,
-        vocab_size=200,
-        hard_vocab_limit=False,
-        character_coverage=1.0,
-        normalization_rule_name="nmt_nfkc",
-        num_threads=1,
-        bos_id=0,
-        pad_id=1,
-        eos_id=2,
-        unk_id=3,
-        control_symbols=["<mask>"],
-        minloglevel=2,
-    )
-    pieces = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
-    normaliser = next(value for field, value in fields(model.getvalue()) if field == 3)
-    charsmap = next(value for field, value in fields(normaliser) if field == 2)
-    vocabulary = [(pieces.id_to_piece(i), pieces.get_score(i)) for i in range(pieces.get_piece_size())]
-    built = tokenizers.Tokenizer(models.Unigram(vocabulary, 3, False))
-    built.normalizer = normalizers.Sequence([normalizers.Precompiled(charsmap), normalizers.Replace(tokenizers.Regex(" {2,}"), " ")])
-    metaspace = pre_tokenizers.Metaspace()
-    built.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), metaspace]) if split else metaspace
-    built.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
-    built.add_special_tokens(XLMR)
-    built.enable_truncation(5)
-    built.enable_padding(length=9)
-    write(folder, built)
-    return pieces
-
-
-def wordpiece(folder, lowercase: bool = False):
-    vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys([BERT[0], "[unused1]", *BERT[1:], *WORDS]))}
-    built = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    built.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
-    built.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    built.add_special_tokens(BERT)
-    return write(folder, built)
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +58,13 @@ def surfaces(ours: HubTokenizer, ids: list[int]) -> list[str]:
 def test_ids_are_those_of_sentencepiece_untruncated_and_unpadded(xlmr, reference):
     texts = [*sentences()[:50], "Ａｂ  cd\u00a0第一 ﬁne e\u0301!", "", "  ", "xyz 第"]
     assert xlmr.encode_batch(texts) == [reference.encode(text) for text in texts]
+
+
+@settings(max_examples=500, deadline=None)
+@given(text=SCRIPT_TEXTS)
+@example(text="ze\u0302\u0301 \u1112\u1161\u11ab \u0627\u0654 \uff8a\uff9f \u0bc6\u0bbe ﬃ")
+def test_ids_are_those_of_sentencepiece_on_any_text(xlmr, reference, text):
+    assert xlmr.encode(text)[0] == reference.encode(text.translate(SURROGATES))
 
 
 def greedy(word: str) -> list[str]:
@@ -210,7 +131,8 @@ def test_ranges_rise_hold_no_outer_space_and_cover_every_plain_character(request
         ("uncased", " The CATer", ["the", "cat", "##er"], ["The", "CAT", "er"]),
         ("uncased", "cAÉt", ["c", "##a", "##e", "##t"], ["c", "A", "É", "t"]),
         ("mbert", "第一the", ["第", "一", "the"], ["第", "一", "the"]),
-        ("mbert", "a\ud800 \x00b", ["a", "b"], ["a", "b"]),
+        ("mbert", "a\ud800 \x00b", ["a", "b"], ["a\ud800", "b"]),
+        ("uncased", "cAE\u0301t e\u0301", ["c", "##a", "##e", "##t", "e"], ["c", "A", "E\u0301", "t", "e\u0301"]),
         ("mbert", "", [], []),
     ],
 )
@@ -309,6 +231,17 @@ def test_a_file_that_cannot_be_used_is_refused(tmp_path, changes, message):
         from_checkpoint(tmp_path / "source", tmp_path / "prepared")
     assert str(path) in str(caught.value)
     assert not (tmp_path / "prepared").exists()
+
+
+@pytest.mark.parametrize("rules", [None, 3, "!!", "YWJj", "/" * 40])
+def test_damaged_rules_of_sentencepiece_are_refused(tmp_path, rules):
+    unigram(tmp_path, split=True)
+    path = tmp_path / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["normalizer"]["normalizers"][0]["precompiled_charsmap"] = rules
+    path.write_text(json.dumps(content))
+    with pytest.raises(MoebenchError, match=r"tokenizer\.json: the tokenizers library .* cannot read it"):
+        from_checkpoint(tmp_path, tmp_path / "prepared")
 
 
 def test_a_checkpoint_without_the_file_is_refused(tmp_path):
