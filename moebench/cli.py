@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -23,9 +25,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _parser().parse_args(arguments)
         if VERBS[options.verb] in (_of_one, _train):  # a stage ends with the pipeline that started it, before it imports what takes seconds
             end_with_parent()
-        return VERBS[options.verb](config.project_root(), options) or 0
+        status = VERBS[options.verb](config.project_root(), options) or 0
+        sys.stdout.flush()
+        return status
     except MoebenchError as error:
         print(f"moebench: error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # whoever reads the output, such as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        if not error.filename:
+            raise
+        print(f"moebench: error: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
     except FloatingPointError as error:
         print(f"moebench: error: {error}", file=sys.stderr)
@@ -74,7 +86,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _experiments(root: Path, options: Options) -> list[Experiment]:
-    return experiment.experiments(root, options.profile or config.params(root).profile, options.paper)
+    given = config.params(root)  # read even where it is not asked, because DVC reads it, too
+    return experiment.experiments(root, options.profile or given.profile, options.paper)
 
 
 def _run(root: Path, options: Options) -> int:
@@ -85,6 +98,7 @@ def _run(root: Path, options: Options) -> int:
     chosen = _experiments(root, options)
     for one in chosen:
         one.check()
+        config.check_devices(one.setting_file, one.setting)
     from moebench.pipeline.run import run
 
     return run(chosen, main, options.jobs, options.method or (), options.logger)
@@ -152,6 +166,8 @@ def _stage(verb: str) -> Callable[[Experiment], object]:
 def _train(root: Path, options: Options) -> None:
     chosen = _experiments(root, options)[0]
     run = _asked(chosen, Run(options.verb, options.method, options.seed, getattr(options, "training_set", "")))
+    chosen.check()
+    config.check_devices(chosen.setting_file, chosen.setting)
     from moebench.pipeline.train import train
 
     train(chosen, run)

@@ -15,32 +15,54 @@ an impossible combination is a `MoebenchError` that names the file, the key, the
 from __future__ import annotations
 
 import ast
+import contextlib
 import copy
 import json
 import os
+import shutil
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, ValidationError, create_model, model_validator
 
-from moebench.errors import MoebenchError, nearest
+from moebench.errors import MoebenchError, nearest, shorten, shown
 
 MOE_FOLDER = Path(__file__).parent / "moe"
+DEEPEST, MOST_VALUES = 50, 100_000
+"""What a file may hold: so many levels, and so many values, each counted as often as an alias repeats it."""
 
-Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
-Rate = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
+
+def _no_boolean(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("should be a number")
+    return value
+
+
+Real = Annotated[float, BeforeValidator(_no_boolean)]
+Whole = Annotated[int, Field(strict=True, le=10**9)]
+Positive = Annotated[Whole, Field(ge=1)]
+Count = Annotated[Whole, Field(ge=0)]
+Few = Annotated[Positive, Field(le=1024)]
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
+"""What every generator of random numbers takes."""
+Rate = Annotated[Real, Field(ge=1e-12, le=1e6)]
+"""Above 0 in float32, too."""
+Share = Annotated[Real, Field(ge=0, le=1)]
+Decay = Annotated[Real, Field(ge=0, lt=1)]
+Weight = Annotated[Real, Field(ge=0, le=1e6)]
+FORM = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, str_max_length=500)
+Text = Annotated[str, Field(min_length=1)]
 
 
 class Config(BaseModel):
-    """Base of every configuration: unknown keys are refused and values cannot change."""
+    """Base of every configuration: unknown keys are refused, as are NaN and infinity, and values cannot change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = FORM
 
 
 class Params(Config):
@@ -57,9 +79,9 @@ class About(Config):
 
     protocol: str
     """Which kind of experiment: a folder of ``moebench/protocols``."""
-    name: str
+    name: Text
     """What tables call the paper."""
-    title: str
+    title: Text
     arxiv: Annotated[str, Field(pattern=r"^\d{4}\.\d{5}$")]
 
 
@@ -79,9 +101,9 @@ class Optimisation(Config):
     batch: Positive
     rate: Rate
     warmup: Share = 0.06
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    betas: tuple[float, float] = (0.9, 0.98)
-    epsilon: Rate = 1e-6
+    weight_decay: Annotated[Real, Field(ge=0, le=1e3)] = 0.01
+    betas: tuple[Decay, Decay] = (0.9, 0.98)
+    epsilon: Annotated[Rate, Field(le=1)] = 1e-6
     clip: Rate = 1.0
     head_rate: Rate = 1.0
     """Factor on the learning rate of the head."""
@@ -104,7 +126,7 @@ class BaseMethod(Config):
     """Name of its row in ``published.yaml``; none: not published."""
     options: dict[str, Any] = {}
     """Keyword options of its router or layer (`source`), checked against the signature of its class."""
-    losses: dict[str, Annotated[float, Field(ge=0)]] = {}
+    losses: dict[str, Weight] = {}
     """Loss of the router or layer → its coefficient; all but ``z`` have to be named, 0 turns off."""
     pretrain_as: str | None = None
     """Name of the method whose pre-trained checkpoints this one starts from; none: its own."""
@@ -128,20 +150,27 @@ class BaseMethod(Config):
 class BaseSetting(Config):
     """A paper under a profile."""
 
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)]
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
     methods: tuple[str, ...] | None = None
     """Which methods run; none: all."""
     baseline: str
     """The method that differences are taken against."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    devices: Positive = 1
-    nodes: Positive = 1
-    threads: Positive = 1
+    devices: Few = 1
+    nodes: Few = 1
+    threads: Few = 1
     """CPU threads of one run; runs go side by side."""
     options: dict[str, dict[str, Any]] = {}
     """Method → options of its router or layer that depend on the scale; they override those of the method's file."""
     notes: dict[str, str] = {}
     """Key → where its value comes from if the paper does not state it, or what else the tables should say about it."""
+
+    @model_validator(mode="after")
+    def _nothing_is_named_twice(self) -> Self:
+        for key in ("seeds", "methods"):
+            if (given := getattr(self, key)) and len(set(given)) < len(given):
+                raise ValueError(f"{key} names {next(one for one in given if given.count(one) > 1)!r} twice")
+        return self
 
     def running(self, path: Path, methods: Mapping[str, BaseMethod]) -> list[str]:
         """Names of the methods that run, sorted.
@@ -169,12 +198,42 @@ class BaseSetting(Config):
 # ------------------------------------------------------------------------------------------------------------- loading
 
 Some = TypeVar("Some", bound=Config)
-Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+BaseLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class Loader(BaseLoader):  # type: ignore[misc,valid-type]
+    """YAML whose keys are given once, and whose aliases cannot make a small file large."""
+
+    def get_single_node(self) -> Any:
+        """Refuse what would be read as something else, or for hours."""
+        root = super().get_single_node()
+        self._weigh(root, {})
+        return root
+
+    def _weigh(self, node: Any, known: dict[int, int]) -> int:
+        if id(node) not in known:
+            known[id(node)] = MOST_VALUES  # of a value that holds itself
+            parts, keys = getattr(node, "value", None), set()
+            if isinstance(node, yaml.MappingNode):
+                for key, _ in node.value:
+                    if str(key.value) in keys:
+                        raise yaml.MarkedYAMLError(problem=f"second value for key {shown(key.value)}", problem_mark=key.start_mark)
+                    keys.add(str(key.value))
+                parts = [part for pair in node.value for part in pair]
+            known[id(node)] = 1 + (sum(self._weigh(part, known) for part in parts) if isinstance(parts, list) else 0)
+            if known[id(node)] > MOST_VALUES:
+                raise yaml.MarkedYAMLError(problem="aliases that repeat too much", problem_mark=node.start_mark)
+        return known[id(node)]
 
 
 @cache
 def _parsed(text: str) -> Any:
     """Parse YAML once a content: a verb asks for the same few files many times, and parsing is most of what that costs."""
+    depth = 0
+    for event in yaml.parse(text, Loader=BaseLoader):  # deep nesting would crash the parser, which is written in C
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise yaml.MarkedYAMLError(problem=f"more than {DEEPEST} levels", problem_mark=event.start_mark)  # type: ignore[arg-type]
     return yaml.load(text, Loader=Loader)
 
 
@@ -185,10 +244,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
         MoebenchError: missing, unreadable, not YAML, or not a mapping; the message names the file and the line.
     """
     try:
-        value = copy.deepcopy(_parsed(path.read_text(encoding="utf-8")))
+        text = path.read_text(encoding="utf-8")
+        if text.startswith("\ufeff"):
+            raise MoebenchError(f"{path}: begins with a byte-order mark; save it as UTF-8 without one")
+        value = copy.deepcopy(_parsed(text))
     except OSError as error:
         raise MoebenchError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise MoebenchError(f"{path}: should be UTF-8: {error}") from error
+    except (yaml.YAMLError, ValueError) as error:  # a date that is none is a ValueError
         raise MoebenchError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(value, dict):
         raise MoebenchError(f"{path}: should be a mapping of keys to values, is {type(value).__name__}")
@@ -199,20 +263,22 @@ def complaint(path: Path, model: type[BaseModel], error: ValidationError) -> str
     """Say what is wrong with a configuration file, a line a mistake: file, key, value and what would be right."""
     lines = []
     for item in error.errors():
-        keys = [str(part) for part in item["loc"]]
+        keys = [shorten(str(part)) for part in item["loc"]]
         where = ".".join(keys) or "(whole file)"
         if item["type"] == "extra_forbidden":
             parent: Any = model
             for key in keys[:-1]:
-                parent = parent.model_fields[key].annotation if _is_model(parent) and key in parent.model_fields else None
+                if not _is_model(parent) or key not in parent.model_fields:
+                    continue  # of a mapping, whose values are what was found before
+                parent = parent.model_fields[key].annotation
                 parent = next((part for part in getattr(parent, "__args__", ()) if _is_model(part)), parent)
             allowed = sorted(parent.model_fields) if _is_model(parent) else []
             lines.append(f"{path}: unknown key {where!r}{nearest(keys[-1], allowed)}; keys are: {', '.join(allowed)}")
         elif item["type"] == "missing":
             lines.append(f"{path}: key {where!r} is missing")
         else:
-            message = item["msg"].removeprefix("Value error, ")
-            lines.append(f"{path}: key {where!r} has the value {item['input']!r}: {message}")
+            message = shorten(item["msg"].removeprefix("Value error, "), 1000)
+            lines.append(f"{path}: key {where!r} has the value {shown(item['input'])}: {message}" if keys else f"{path}: {message}")
     return "\n".join(lines)
 
 
@@ -294,10 +360,31 @@ class Part:
     """Model of its options: the keyword-only parameters of its class's ``__init__``, but ``vocabulary``."""
     losses: tuple[str, ...]
     """Names of the losses that it reports: the class variable ``losses``."""
+    checks: list[ast.stmt]
+    """What its ``__init__`` does before it builds anything: it raises ValueError where an option is out of range."""
+    constants: dict[str, Any]
+    """The plain values of its module."""
+
     untaught: tuple[dict[str, Any], ...] = ()
     """Options that together leave a router without a gradient of the task: the class variable ``untaught``."""
 
+    def refusal(self, options: Mapping[str, Any], **given: Any) -> str:
+        """Return what its class has against these options, beginning with the option's name and value; empty: nothing."""
+        names = {**self.constants, **given, **options}
+        for check in self.checks:
+            try:
+                exec(compile(ast.Module([check], []), "<options>", "exec"), names)
+            except NameError:  # of torch, which is not imported here
+                continue
+            except ValueError as error:
+                return str(error)
+        return ""
 
+
+KINDS = {"Literal": Literal, "int": Whole, "bool": StrictBool, "float": Annotated[Real, Field(ge=-1e9, le=1e9)]}
+
+
+@cache
 def part(kind: Literal["router", "layer"], name: str) -> Part:
     """Read a router's or layer's source: the one class with base ``Router`` or ``SparseLayer``.
 
@@ -305,22 +392,33 @@ def part(kind: Literal["router", "layer"], name: str) -> Part:
         MoebenchError: the file holds no such class.
     """
     path, base = MOE_FOLDER / f"{kind}s" / f"{name}.py", {"router": "Router", "layer": "SparseLayer"}[kind]
-    for node in ast.parse(path.read_text(encoding="utf-8"), filename=str(path)).body:
+    module = ast.parse(path.read_text(encoding="utf-8"), filename=str(path)).body
+    for node in module:
         if isinstance(node, ast.ClassDef) and any(getattr(parent, "id", None) == base for parent in node.bases):
             break
     else:
         raise MoebenchError(f"{path}: holds no class with base {base}")
     fields: dict[str, Any] = {}
     literals: dict[str, Any] = {"losses": (), "untaught": ()}
+    checks = ast.parse((MOE_FOLDER / "capacity.py").read_text(encoding="utf-8")).body
+    checks = [one for one in checks if isinstance(one, ast.FunctionDef) and one.name == "check_factors"]
     for member in node.body:
         if isinstance(member, ast.FunctionDef) and member.name == "__init__":
+            checks += [
+                one for one in member.body if not {"self", "super"} & {name.id for name in ast.walk(one) if isinstance(name, ast.Name)}
+            ]
             for argument, default in zip(member.args.kwonlyargs, member.args.kw_defaults, strict=True):
-                annotation = eval(ast.unparse(argument.annotation), {"Literal": Literal}) if argument.annotation else Any  # noqa: S307
+                annotation = eval(ast.unparse(argument.annotation), KINDS) if argument.annotation else Any  # noqa: S307
                 fields[argument.arg] = (annotation, ... if default is None else ast.literal_eval(default))
         elif isinstance(member, ast.AnnAssign) and getattr(member.target, "id", None) in literals and member.value is not None:
             literals[getattr(member.target, "id", "")] = ast.literal_eval(member.value)
     fields.pop("vocabulary", None)
-    return Part(create_model(f"{name} options", __config__=ConfigDict(extra="forbid", frozen=True), **fields), **literals)
+    constants = {}
+    for one in module:
+        with contextlib.suppress(ValueError):
+            if isinstance(one, ast.Assign) and isinstance(one.targets[0], ast.Name):
+                constants[one.targets[0].id] = ast.literal_eval(one.value)
+    return Part(create_model(f"{name} options", __config__=FORM, **fields), checks=checks, constants=constants, **literals)
 
 
 def with_options(path: Path, method: BaseMethod, at_scale: Mapping[str, Any], setting_file: Path) -> BaseMethod:
@@ -364,6 +462,55 @@ def with_options(path: Path, method: BaseMethod, at_scale: Mapping[str, Any], se
                 f" so that the task teaches {kind} {name!r} nothing; change one of them"
             )
     return method.model_copy(update={"options": {key: value for key, value in options.items() if key not in method.decided}})
+
+
+def check_memory(path: Path, needed: Mapping[str, float]) -> None:
+    """Refuse what this machine could not hold even once, in float32; a GPU has no more memory than the machine around it.
+
+    Args:
+        path: the file, for messages.
+        needed: key → how many numbers it asks for.
+
+    Raises:
+        MoebenchError: they are too many.
+    """
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for key, numbers in needed.items():
+        if 4 * numbers > there:
+            raise MoebenchError(
+                f"{path}: key '{key}' asks for {4 * numbers / 2**30:.0f} GiB at least, and this machine has {there / 2**30:.0f} GiB"
+            )
+
+
+def gpus() -> list[str]:
+    """Names of the GPUs that a process may use, as in ``CUDA_VISIBLE_DEVICES``."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name.strip()]
+    if not shutil.which("nvidia-smi"):
+        return []
+    query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    done = subprocess.run(query, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False)
+    return done.stdout.split() if done.returncode == 0 else []
+
+
+def check_devices(path: Path, setting: BaseSetting) -> None:
+    """Refuse to train on devices that are not there: the ranks that are would wait for the others.
+
+    Not asked where a launcher has started this process, which knows better.
+
+    Raises:
+        MoebenchError: there are fewer GPUs, or without any fewer cores, or other nodes that nobody starts.
+    """
+    if {"LOCAL_RANK", "SLURM_NTASKS", "MASTER_ADDR"} & os.environ.keys() or setting.devices * setting.nodes == 1:
+        return
+    found, cores = len(gpus()), len(os.sched_getaffinity(0))
+    if setting.devices > (found or cores):
+        what = f"{found} GPUs" if found else f"no GPU and {cores} cores"
+        raise MoebenchError(f"{path}: key 'devices' has the value {setting.devices}; this machine has {what}")
+    if setting.nodes > 1:
+        raise MoebenchError(
+            f"{path}: key 'nodes' has the value {setting.nodes}; start every node with a launcher, such as torchrun or SLURM"
+        )
 
 
 def check_losses(path: Path, given: Mapping[str, float], reported: Sequence[str], owner: str) -> None:

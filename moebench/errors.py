@@ -13,6 +13,16 @@ class MoebenchError(Exception):
     """
 
 
+def shorten(text: str, most: int = 100) -> str:
+    """Return a text cut to a line."""
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
+def shown(value: object) -> str:
+    """Return a value as messages show it."""
+    return shorten(repr(value))
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` for the closest valid name, or an empty string."""
     close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)

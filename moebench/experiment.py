@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from moebench import config, protocol
+from moebench import config, protocol, published
 from moebench.errors import MoebenchError, nearest
 
 
@@ -106,6 +107,11 @@ class Experiment:
         return config.load(self.home / "experiment.yaml", config.About)
 
     @cached_property
+    def published(self) -> published.Published:
+        """What the paper published."""
+        return published.load(self.home / "published.yaml")
+
+    @cached_property
     def protocol(self) -> protocol.Protocol:
         """The kind of experiment."""
         return protocol.find(self.about.protocol, self.home / "experiment.yaml")
@@ -135,15 +141,19 @@ class Experiment:
         """
         return {name: self.method(name) for name in self.setting.running(self.setting_file, self._given)}
 
-    def method(self, name: str) -> Any:
+    def method(self, name: str, where: str = "") -> Any:
         """One method, with all its options, whether it runs or not.
+
+        Args:
+            name: its name.
+            where: the file and the key that name it, for messages.
 
         Raises:
             MoebenchError: there is no such method, or its file does not validate.
         """
         if name not in self._given:
             raise MoebenchError(
-                f"unknown method {name!r} of paper {self.paper!r}{nearest(name, self._given)}; methods are: {', '.join(self._given)}"
+                f"{where}unknown method {name!r} of paper {self.paper!r}{nearest(name, self._given)}; methods are: {', '.join(self._given)}"
             )
         if name not in self._resolved:
             at_scale = self.setting.options.get(name, {})
@@ -180,7 +190,37 @@ class Experiment:
         for name in self.setting.options:
             if name not in names:
                 raise MoebenchError(f"{self.setting_file}: key 'options.{name}'{nearest(name, names)}; methods are: {', '.join(names)}")
+        rows = self.published.rows
+        for name, method in names.items():
+            if not method.label:
+                raise MoebenchError(f"{self.method_file(name)}: key 'label' is empty; tables call the method by it")
+            if method.published is not None and method.published not in rows:
+                raise MoebenchError(
+                    f"{self.method_file(name)}: key 'published' has the value {method.published!r}{nearest(method.published, rows)};"
+                    f" rows of published.yaml are: {', '.join(rows) or 'none'}"
+                )
         self.setting.check(self)
+
+    def check_options(self, name: str, width: int, experts: int) -> None:
+        """Check the options of a method's router or layer as its class will.
+
+        Args:
+            name: the method.
+            width: D of its tokens.
+            experts: E of a layer.
+
+        Raises:
+            MoebenchError: one is out of range.
+        """
+        method = self.methods[name]
+        if method.source is None:
+            return
+        given = {"d_model": width, "vocabulary": 1, "experts": SimpleNamespace(count=experts) if method.source[0] == "layer" else experts}
+        if refusal := config.part(*method.source).refusal(method.options | method.decided, **given):
+            key, _, what = refusal.partition(" ")
+            at_scale = key in self.setting.options.get(name, {})
+            file, where = (self.setting_file, f"options.{name}.") if at_scale else (self.method_file(name), "options.")
+            raise MoebenchError(f"{file}: key '{where}{key}' has the value {what}; here are {experts} experts")
 
     # ------------------------------------------------------------------------------------------------------- its stages
 

@@ -8,11 +8,15 @@ import hashlib
 import json
 import os
 import shutil
+import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from moebench.errors import MoebenchError
+from moebench.errors import MoebenchError, shown
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @contextlib.contextmanager
@@ -30,7 +34,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise MoebenchError(f"{path}: cannot be written: {error.strerror or error}; nothing was changed there") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what went wrong is said already
+            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -136,8 +141,43 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise MoebenchError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise MoebenchError(f"{path}: not valid JSON ({error}); delete it and run again") from error
+
+
+def read_object(path: Path, **kinds: type) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Args:
+        path: the file.
+        kinds: key that it has to have → type of its value.
+
+    Raises:
+        MoebenchError: as `read_json`, or it has another shape.
+    """
+    value = read_json(path)
+    wrong = [key for key, kind in kinds.items() if not isinstance(value, dict) or not isinstance(value.get(key), kind)]
+    if wrong or not isinstance(value, dict):
+        needed = "".join(f", {key!r} in it of type {kinds[key].__name__}" for key in wrong)
+        raise MoebenchError(f"{path}: should be a JSON object{needed}; delete it and run again")
+    return value
+
+
+def read_array(path: Path, mapped: bool = False) -> np.ndarray:
+    """Read a ``.npy`` file, or map it into memory.
+
+    Raises:
+        MoebenchError: the file is missing, damaged, or no single array; the message names it.
+    """
+    import numpy as np
+
+    try:
+        found = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise MoebenchError(f"{path}: not a readable array ({error}); delete it and run again") from error
+    if not isinstance(found, np.ndarray):
+        raise MoebenchError(f"{path}: not a readable array, but an archive; delete it and run again")
+    return found
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -152,8 +192,10 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
             for number, line in enumerate(handle, start=1):
                 try:
                     rows.append(json.loads(line))
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise MoebenchError(f"{path}:{number}: not valid JSON ({error}); delete the file and run again") from error
+                if not isinstance(rows[-1], dict):
+                    raise MoebenchError(f"{path}:{number}: should be a JSON object, is {shown(rows[-1])}; delete the file and run again")
     except (OSError, UnicodeDecodeError) as error:
         raise MoebenchError(f"{path}: cannot be read: {error}") from error
     return rows

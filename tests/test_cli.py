@@ -70,6 +70,29 @@ def test_a_mistake_in_a_file_is_told_the_same_way(tmp_path):
     assert lines == ["2"]
 
 
+@pytest.mark.parametrize(
+    "text", [b"- a\n", b"\xef\xbb\xbfprofile: smoke\n", "profile: Zürich\n".encode("latin-1"), b"profile: smoke\nfoldr: x\n"]
+)
+def test_odd_params_are_refused_though_the_profile_is_given(tmp_path, text):
+    (tmp_path / "params.yaml").write_bytes(text)
+    (tmp_path / "experiments").symlink_to(ROOT / "experiments")
+    lines, errors = call("select", "--profile", "smoke", cwd=tmp_path)
+    assert errors.startswith(f"moebench: error: {tmp_path}/params.yaml: ")
+    assert lines == ["2"]
+
+
+def test_a_reader_that_has_enough_is_no_error():
+    ends = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m moebench list routers | true; echo ${{PIPESTATUS[0]}}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ends.stderr == ""
+    assert ends.stdout.split() in (["0"], ["141"])
+
+
 def test_outside_a_project(tmp_path):
     lines, errors = call("list", "routers", cwd=tmp_path)
     assert "not inside a moebench project" in errors

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from array import array
@@ -16,7 +15,7 @@ import numpy as np
 
 from moebench.data.tokenizer import Tokenizer
 from moebench.errors import MoebenchError
-from moebench.files import atomic_write, write_json
+from moebench.files import atomic_write, read_array, read_object, write_json
 
 BATCH = 1000
 """Documents tokenised at a time."""
@@ -165,11 +164,12 @@ class PackedRows:
     """
 
     def __init__(self, folder: Path, split: str):
-        try:
-            self.rows_NS = np.load(folder / f"{split}.npy", mmap_mode="r")
-            labels = json.loads((folder / f"{split}.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError, EOFError) as error:
-            raise MoebenchError(f"{folder / split}.npy: not a readable corpus ({error}); prepare the data again") from error
+        self.rows_NS = read_array(folder / f"{split}.npy", mapped=True)
+        if self.rows_NS.ndim != 2 or self.rows_NS.dtype.kind not in "iu":
+            raise MoebenchError(
+                f"{folder / split}.npy: {self.rows_NS.dtype} of shape {self.rows_NS.shape} are no rows; prepare the data again"
+            )
+        labels = read_object(folder / f"{split}.json", language=list, kind=list)
         self.language = np.array(labels["language"])
         self.kind = np.array(labels["kind"])
         if not len(self.rows_NS) == len(self.language) == len(self.kind):

@@ -15,6 +15,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy import ndimage, special
 
+from moebench.data.image_settings import OURS
 from moebench.errors import MoebenchError, nearest
 
 SEVERITIES = range(1, 6)
@@ -146,10 +147,7 @@ def brightness(images: np.ndarray, level: int, uniform: Uniform) -> np.ndarray:
     return images + BRIGHTNESS_ADDED[level]
 
 
-CORRUPTIONS: dict[str, Callable[[np.ndarray, int, Uniform], np.ndarray]] = {
-    each.__name__: each
-    for each in (gaussian_noise, shot_noise, impulse_noise, defocus_blur, motion_blur, pixelate, elastic, contrast, brightness)
-}
+CORRUPTIONS: dict[str, Callable[[np.ndarray, int, Uniform], np.ndarray]] = {name: globals()[name] for name in OURS}
 """Name → function of images (N, H, W, C) float64, severity - 1 and a source of draws; `corrupt` rounds and clips what it returns."""
 
 

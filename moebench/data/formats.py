@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moebench.errors import MoebenchError, nearest
+from moebench.errors import MoebenchError, nearest, shown
 
 Row = dict[str, Any]
 
@@ -548,8 +548,8 @@ def _parse_json(path: Path, text: str) -> Any:
     except json.JSONDecodeError as error:
         cut = " and seems cut short" if error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string") else ""
         raise MoebenchError(f"{path}:{error.lineno}: not valid JSON{cut} ({error.msg}, column {error.colno}); fetch it again") from error
-    except RecursionError as error:
-        raise MoebenchError(f"{path}:1: not SQuAD JSON: nested too deeply") from error
+    except (RecursionError, ValueError) as error:  # a number of thousands of digits is a ValueError
+        raise MoebenchError(f"{path}:1: not SQuAD JSON: nested too deeply, or a number too long") from error
 
 
 def _member(path: Path, value: Any, key: str, kind: type, where: str) -> Any:
@@ -560,6 +560,8 @@ def _member(path: Path, value: Any, key: str, kind: type, where: str) -> Any:
         raise MoebenchError(
             f"{path}: not SQuAD JSON: {where}.{key} {state}; shape: data[].paragraphs[].(context, qas[].(id, question, answers))"
         )
+    if isinstance(found, str) and re.search("[\ud800-\udfff]", found):
+        raise MoebenchError(f"{path}: {where}.{key} holds half a character (a lone surrogate): {shown(found)}")
     return found
 
 

@@ -28,6 +28,7 @@ from scipy import io
 
 from moebench.data.images import Images, ImageSet
 from moebench.errors import MoebenchError, nearest
+from moebench.files import read_array
 
 CIFAR_SIDE = 32
 SUFFIXES = (".jpeg", ".jpg", ".png")
@@ -350,10 +351,7 @@ def _numbered(path: Path) -> list[tuple[str, int]]:
 
 
 def _npy(path: Path) -> np.ndarray:
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise MoebenchError(f"{path}: cannot be read as a NumPy array without pickle ({error})") from error
+    return read_array(path, mapped=True)
 
 
 def _check_labels(path: Path, labels: np.ndarray, classes: Sequence[str]) -> None:

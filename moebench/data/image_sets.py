@@ -6,6 +6,7 @@ A set is ``<set>.npz``, ``images`` and ``labels``; of a large one the images are
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 
 from moebench.data.images import AT_ONCE, ImageSet
 from moebench.errors import MoebenchError
-from moebench.files import atomic_write, read_json
+from moebench.files import atomic_write, read_array, read_object
 
 LARGE = 1 << 28
 """Bytes of images above which a set is never in memory as a whole."""
@@ -44,10 +45,10 @@ def read_set(folder: Path, name: str) -> ImageSet:
     Raises:
         MoebenchError: it is missing or damaged.
     """
-    about = read_json(folder / "manifest.json")["sets"]
+    about = read_object(folder / "manifest.json", sets=dict)["sets"]
     try:
         return _read(folder, name, tuple(about[name]["classes"]))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         raise MoebenchError(f"{folder / name}.npz: not a readable image set ({error}); prepare the images again") from error
 
 
@@ -55,9 +56,9 @@ def _read(folder: Path, name: str, classes: tuple[str, ...]) -> ImageSet:
     with np.load(folder / f"{name}.npz") as arrays:
         if "images" in arrays:
             return ImageSet(arrays["images"], arrays["labels"], classes)
-        return ImageSet(np.load(folder / f"{name}.images.npy", mmap_mode="r"), arrays["labels"], classes)
+        return ImageSet(read_array(folder / f"{name}.images.npy", mapped=True), arrays["labels"], classes)
 
 
 def names(folder: Path) -> list[str]:
     """Names of the prepared sets, in the order in which they were made."""
-    return list(read_json(folder / "manifest.json")["sets"])
+    return list(read_object(folder / "manifest.json", sets=dict)["sets"])

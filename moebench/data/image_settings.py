@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from moebench.config import BaseData, Config, Positive
+from moebench.config import BaseData, Config, Positive, Seed
 from moebench.errors import nearest
 
 UPSTREAM, DOWNSTREAM = "upstream", "downstream"
@@ -18,6 +18,17 @@ SHIFTS = {"imagenet_a": "imagenet", "imagenet_r": "imagenet", "imagenet_v2": "im
 """Dataset → the one whose classes it shows in other pictures."""
 CORRUPTED = {"cifar10_c": "cifar10", "cifar100_c": "cifar100", "imagenet_c": "imagenet"}
 """Dataset → the one whose test images it holds corrupted."""
+
+BUILT_IN_SIDE, BUILT_IN_CHANNELS = 28, 1
+"""Of the built-in images."""
+OURS = ("gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "motion_blur", "pixelate", "elastic", "contrast", "brightness")
+"""Our own corruptions (``moebench/data/corruptions.py``)."""
+THEIRS = (
+    *("gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "snow", "frost", "fog"),
+    *("brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression"),
+    *("speckle_noise", "gaussian_blur", "spatter", "saturate"),
+)
+"""Those of the corrupted datasets; the last four are meant for validation."""
 
 
 class ImageFiles(Config):
@@ -80,7 +91,7 @@ class ImageData(BaseData):
     source: Literal["builtin", "files"] = "builtin"
     files: ImageFiles | None = None
     """Which original files; only for source ``files``."""
-    seed: int = 0
+    seed: Seed = 0
     """Draws the splits, what is taken of larger sets, and the corruptions."""
     max_train: Positive | None = None
     max_test: Positive | None = None
@@ -89,7 +100,7 @@ class ImageData(BaseData):
     """At most this many test images are corrupted, or taken from a corrupted dataset; none: all."""
     corruptions: tuple[str, ...] | None = None
     """Which of the seeded corruptions; none: all. Of a corrupted dataset they have to be named, as its files are."""
-    severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = (1, 2, 3, 4, 5)
+    severities: tuple[Annotated[Positive, Field(le=5)], ...] = (1, 2, 3, 4, 5)
 
     @property
     def outside(self) -> bool:
@@ -102,4 +113,11 @@ class ImageData(BaseData):
             raise ValueError("the section 'files' belongs to, and is required by, source 'files' alone")
         if self.files is not None and self.files.corrupted and self.corruptions is None:
             raise ValueError(f"corruptions is missing: which of {self.files.corrupted!r}")
+        allowed = THEIRS if self.files is not None and self.files.corrupted else OURS
+        for name in self.corruptions or ():
+            if name not in allowed:
+                raise ValueError(f"corruptions names {name!r}{nearest(name, allowed)}; should be one of {', '.join(allowed)}")
+        for key in ("corruptions", "severities"):
+            if (given := getattr(self, key)) and len(set(given)) < len(given):
+                raise ValueError(f"{key} names one twice: {', '.join(map(str, given))}")
         return self

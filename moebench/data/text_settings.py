@@ -2,44 +2,49 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from moebench.config import BaseData, Config, Count, Positive, Share
+from moebench.config import BaseData, Config, Count, Positive, Seed, Share
 from moebench.data.catalogue import TASKS, Task, task
 from moebench.errors import nearest
+
+Made = Annotated[Positive, Field(le=10**7)]
 
 
 class Constructed(Config):
     """How the constructed languages are made (``docs/CONSTRUCTED_LANGUAGES.md``)."""
 
-    languages: Annotated[int, Field(ge=2, le=8)] = 5
+    languages: Annotated[Positive, Field(ge=2, le=8)] = 5
     """How many, the pivot included; the first ones are the nearest to it."""
-    seed: int = 0
+    seed: Seed = 0
     cognates: Share = 0.12
     """Share of the lexicon that a language shares with the pivot, by form."""
     romanised: bool = False
     """Whether all languages are written in the pivot's letters, so that what they share by form has the same pieces."""
-    lexicon: Annotated[int, Field(ge=60)] = 90
+    lexicon: Annotated[Made, Field(ge=60)] = 90
     """Number of lemmas of open word classes."""
-    names: Annotated[int, Field(ge=40)] = 90
-    documents: Positive = 8000
+    names: Annotated[Made, Field(ge=40)] = 90
+    documents: Made = 8000
     """Pre-training documents per language."""
-    parallel: Count = 4000
+    parallel: Annotated[Count, Field(le=10**7)] = 4000
     """Translated phrases and sentences, of the pivot with each other language."""
-    train: Positive = 6000
+    train: Made = 6000
     """Training examples per task, pivot only."""
-    validation: Positive = 300
-    test: Positive = 300
+    validation: Made = 300
+    test: Made = 300
     """Test examples per task and language."""
 
 
 class Corpus(Config):
     """The pre-training rows."""
 
-    sequence_length: Positive = 64
+    sequence_length: Annotated[Positive, Field(ge=5)] = 64
+    """A translated pair takes five pieces at least: three special ones and two texts."""
     validation_rows: Positive = 200
     """Held-out rows per language."""
 
@@ -107,11 +112,37 @@ class TextData(BaseData):
                 raise ValueError(f"{name} belongs to source 'files'; the sets of source 'hub' stand in data/sources.yaml")
         if self.tokens.source == "trained" and self.corpus is None:
             raise ValueError("a trained tokenizer needs the section 'corpus'")
-        for key, names in (("max_train", sorted({one.train for one in TASKS.values()})), ("max_test", sorted(TASKS))):
-            for name in given if isinstance(given := getattr(self, key), dict) else ():
-                if name not in names:
-                    raise ValueError(f"{key} names {name!r}{nearest(name, names)}; should be one of {', '.join(names)}")
+        self._check_names()
         return self
+
+    def _check_names(self) -> None:
+        sets = sorted({one.train for one in TASKS.values()})
+        original = sorted({one.train for one in TASKS.values() if not one.constructed})
+        limits = {key: value if isinstance(value := getattr(self, key), dict) else () for key in ("max_train", "max_test")}
+        for key, names, allowed in (
+            ("tasks", self.tasks, sorted(TASKS)),
+            ("max_train", limits["max_train"], sets),
+            ("max_test", limits["max_test"], sorted(TASKS)),
+            ("train_files", self.train_files, original),
+            ("train_languages", self.train_languages, original),
+            ("train_as", (*self.train_as, *self.train_as.values()), original),
+            ("test_from_train", self.test_from_train, self.tasks),
+            ("corpus_sets", self.corpus_sets, sorted({one.train for one in tasks(self)}) if set(self.tasks) <= set(TASKS) else sets),
+        ):
+            for name in names:
+                if name not in allowed:
+                    raise ValueError(f"{key} names {name!r}{nearest(name, allowed)}; should be one of {', '.join(allowed)}")
+        for key, languages in (("train_languages", self.train_languages.values()), ("corpus_files", self.corpus_files)):
+            for name in languages:
+                if not re.fullmatch("[a-z]{2,3}", name):
+                    raise ValueError(f"{key}: the language {name!r} should be a code of 2 or 3 lower-case letters, such as 'de'")
+        for key in ("tasks", "languages"):
+            if (names := getattr(self, key)) and len(set(names)) < len(names):
+                raise ValueError(f"{key} names one twice: {', '.join(names)}")
+        for key in ("train_files", "corpus_files"):
+            for name, value in getattr(self, key).items():
+                if PurePosixPath(value).is_absolute() or ".." in PurePosixPath(value).parts:
+                    raise ValueError(f"{key}.{name}: {value!r} leaves the folder; give a path below it")
 
     def most_train(self, training_set: str) -> int | None:
         """At most so many examples of a training set; none: all."""

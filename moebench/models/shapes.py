@@ -6,13 +6,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from moebench.config import Config, Count, Positive, Rate, Share
+from moebench.config import Config, Count, Few, Positive, Rate, Share
 
 
 class Encoder(Config):
     """Transformer encoder. Shapes: D width, H heads, F inner width of a feed-forward layer, L layers."""
 
-    layers: Annotated[int, Field(ge=2)]
+    layers: Annotated[Few, Field(ge=2)]
     width: Positive
     heads: Positive
     inner: Positive
@@ -32,12 +32,17 @@ class Encoder(Config):
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         return self
 
+    @property
+    def weights(self) -> int:
+        """How many there are, about, without the pieces' embedding and the inserted layer."""
+        return self.width * (self.layers * (4 * self.width + 2 * self.inner) + self.max_positions + self.token_types)
+
 
 class Sparse(Config):
     """The sparse layer inserted after the middle block: E experts, each a stack of feed-forward sub-layers."""
 
     experts: Positive
-    sublayers: Positive = 3
+    sublayers: Few = 3
     inner: Positive
     identity: bool = False
     """Start with experts whose output is zero, so that step 0 equals the model without the layer exactly."""
@@ -51,8 +56,8 @@ class Vision(Config):
     image: Positive
     """Side in pixels."""
     patch: Positive
-    channels: Positive = 3
-    layers: Positive
+    channels: Few = 3
+    layers: Few
     width: Positive
     heads: Positive
     inner: Positive
@@ -67,3 +72,8 @@ class Vision(Config):
         if self.image % self.patch:
             raise ValueError(f"image {self.image} is not a multiple of patch {self.patch}")
         return self
+
+    @property
+    def weights(self) -> int:
+        """How many there are, about, without layers of experts and the head."""
+        return self.width * (self.layers * (4 * self.width + 2 * self.inner) + self.patch**2 * self.channels)

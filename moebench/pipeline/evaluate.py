@@ -8,7 +8,7 @@ from typing import Any
 
 from moebench.errors import MoebenchError
 from moebench.experiment import Experiment, Run
-from moebench.files import read_json, replacing, sha256, write_text
+from moebench.files import read_object, replacing, sha256, write_text
 from moebench.pipeline.kept import keep
 from moebench.results import records
 from moebench.results.scored import measures_of
@@ -32,7 +32,7 @@ def evaluate(experiment: Experiment, only: Collection[str] = ()) -> list[str]:
             the records of other methods cannot stay.
     """
     experiment.check()
-    manifest = read_json(experiment.prepared / "manifest.json")
+    manifest = read_object(experiment.prepared / "manifest.json", source=str, revision=str)
     common = {"profile": experiment.profile, "data": data_name(manifest), "paper": experiment.paper}
     kept, changed = keep(experiment, only)
     judged = only or list(experiment.methods)
@@ -68,13 +68,13 @@ def _is_finished(folder: Path) -> bool:
 
 def _facts(experiment: Experiment, run: Run, manifest: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """A run's rows of ``provenance.csv`` and of ``costs.csv``."""
-    plan, cost = experiment.plan_file(run), read_json(experiment.folder(run) / "costs.json")
+    plan, cost = experiment.plan_file(run), read_object(experiment.folder(run) / "costs.json")
     identity = {"profile": experiment.profile, "paper": experiment.paper, "method": run.method, "seed": run.seed, "stage": run.stage}
     identity["task"] = run.training_set or experiment.protocol.runs.PRETRAINED_ON
     facts = cost | {
         "train_language": manifest.get("train_languages", {}).get(run.training_set),
         "config_hash": sha256(plan),
-        "fingerprint": read_json(plan)["fingerprint"],
+        "fingerprint": read_object(plan, fingerprint=str)["fingerprint"],
     }
     return tuple(identity | {column: facts.get(column) for column in form.values} for form in (records.PROVENANCE, records.COSTS))  # type: ignore[return-value]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from moebench.errors import MoebenchError, nearest
 from moebench.experiment import Experiment, Run
-from moebench.files import json_text, read_json
+from moebench.files import json_text, read_object
 from moebench.results import records
 
 Row = dict[str, Any]
@@ -59,7 +59,7 @@ def keep(experiment: Experiment, only: Collection[str]) -> tuple[dict[str, list[
     for row in found["provenance.csv"]:
         run = Run.of(row)
         path = experiment.plan_file(run) if run in planned else None
-        plan = read_json(path) if path else {}
+        plan = read_object(path, fingerprint=str) if path else {}
         then = json_text(plan | {"fingerprint": row["fingerprint"]})
         if hashlib.sha256(then.encode()).hexdigest() != row["config_hash"]:
             raise MoebenchError(

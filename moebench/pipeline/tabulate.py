@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from moebench.errors import MoebenchError, nearest
+from moebench.errors import MoebenchError
 from moebench.experiment import Experiment
 from moebench.files import write_text
-from moebench.results import published, records
+from moebench.results import records
 from moebench.results.tables import Expected, Measured
 
 README = """\
@@ -90,15 +90,8 @@ def expectation(experiment: Experiment, measured: Measured, folder: Path) -> Exp
     """Put together what the tables should hold, from the configuration and from what the records, of ``folder``, say about their data.
 
     Raises:
-        MoebenchError: the records hold another profile's or paper's, or mix data; a method names a published row that does not exist.
+        MoebenchError: the records hold another profile's or paper's, or mix data.
     """
-    numbers = published.load(experiment.home / "published.yaml")
-    for name, method in experiment.methods.items():
-        if method.published is not None and method.published not in numbers.rows:
-            raise MoebenchError(
-                f"{experiment.method_file(name)}: key 'published' has the value {method.published!r}"
-                f"{nearest(method.published, numbers.rows)}; rows of published.yaml are: {', '.join(numbers.rows)}"
-            )
     where = folder / "records.csv"
     for column, wanted in (("profile", experiment.profile), ("paper", experiment.paper)):
         if set(measured.records[column]) - {wanted}:
@@ -116,6 +109,6 @@ def expectation(experiment: Experiment, measured: Measured, folder: Path) -> Exp
         methods=experiment.methods,
         seeds=setting.seeds,
         baseline=setting.baseline,
-        published=numbers,
+        published=experiment.published,
         notes=setting.notes,
     )

@@ -7,7 +7,7 @@ import hashlib
 from safetensors.torch import save
 
 from moebench.experiment import Experiment, Run
-from moebench.files import atomic_write, read_json, sha256, write_json
+from moebench.files import atomic_write, read_object, sha256, write_json
 from moebench.pipeline.guard import guard
 from moebench.training.job import Job
 from moebench.training.trainer import close_run, costs, fit, is_finished, make_trainer, open_run
@@ -22,7 +22,7 @@ def train(experiment: Experiment, run: Run) -> None:
         MoebenchError: missing or damaged input, or a damaged checkpoint.
     """
     folder, plan_file = experiment.folder(run), experiment.plan_file(run)
-    plan = read_json(plan_file)["config"]
+    plan = read_object(plan_file, config=dict)["config"]
     with guard(folder):
         inputs = [plan_file, experiment.part_file(run.part), *([experiment.start(run)] if run.start else [])]
         key = hashlib.sha256(" ".join(map(sha256, inputs)).encode()).hexdigest()

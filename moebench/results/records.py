@@ -98,6 +98,8 @@ def _parsed(text: str, column: str, form: Form) -> Any:
         ValueError: it is not one; the message says what would be right.
     """
     kind = form.columns[column]
+    if "\0" in text:
+        raise ValueError("should hold no NUL")
     if text == "" and not (kind is str and column == "language"):
         if form.complete or column in form.keys:
             raise ValueError("must not be empty")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moebench.errors import MoebenchError
+from moebench.errors import MoebenchError, shown
 from moebench.experiment import Run
 from moebench.files import read_json
 
@@ -36,9 +36,13 @@ def measures_of(path: Path, stage: str) -> Iterator[Row]:
     Raises:
         MoebenchError: the file is missing or damaged, or an entry is not as it should be.
     """
-    for number, measure in enumerate(read_json(path)):
-        if measure.keys() != MEASURE.keys() or not all(isinstance(measure[name], kind) for name, kind in MEASURE.items()):
-            raise MoebenchError(f"{path}: entry {number} is {measure}; should have {', '.join(MEASURE)}")
+    measures = read_json(path)
+    if not isinstance(measures, list):
+        raise MoebenchError(f"{path}: should be a list of measures, is {shown(measures)}; delete the run's folder and run again")
+    for number, measure in enumerate(measures):
+        entry = measure if isinstance(measure, dict) else {}
+        if entry.keys() != MEASURE.keys() or not all(isinstance(entry[name], kind) for name, kind in MEASURE.items()):
+            raise MoebenchError(f"{path}: entry {number} is {shown(measure)}; should have {', '.join(MEASURE)}")
         if measure["stage"] != stage:
             raise MoebenchError(f"{path}: entry {number}: key 'stage' has the value {measure['stage']!r}; should be {stage!r}")
         yield measure

@@ -10,7 +10,7 @@ import pandas as pd
 
 from moebench.config import About
 from moebench.experiment import Experiment, Run
-from moebench.results.published import Published
+from moebench.published import Published
 from moebench.results.records import decimal
 from moebench.results.rendering import Block, latex, markdown
 from moebench.results.statistics import LEAST_SEEDS, holm, paired_difference

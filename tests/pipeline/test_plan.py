@@ -186,7 +186,7 @@ def test_the_experts_do_not_concern_the_dense_model(root):
         ("profiles/smoke.yaml", "  constructed_pos: {steps: 5, batch: 1, rate: 0.1}\n", "", r"key 'finetune\.constructed_pos' is missing"),
         ("profiles/smoke.yaml", "experts: 2", "experts: two", r"key 'sparse\.experts' has the value 'two'"),
         ("data/smoke.yaml", "constructed_pos", "udpos", "names 'udpos', which source 'constructed' does not have"),
-        ("data/smoke.yaml", "constructed_pos", "construct_pos", "unknown task 'construct_pos'"),
+        ("data/smoke.yaml", "constructed_pos", "construct_pos", "tasks names 'construct_pos'"),
     ],
 )
 def test_a_mistake_is_named_and_changes_nothing(root, name, old, new, message):

@@ -11,7 +11,7 @@ from scipy import stats
 
 from moebench.config import About
 from moebench.experiment import Experiment
-from moebench.results.published import Published
+from moebench.published import Published
 from moebench.results.rendering import Block
 from moebench.results.tables import (
     Document,

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from moebench.config import BaseMethod, BaseSetting, Config, Count, Optimisation, Positive, Share, layers
+from moebench.config import BaseMethod, BaseSetting, Config, Count, Few, Optimisation, Positive, Share, Weight, check_memory, layers
 from moebench.data import catalogue
 from moebench.data.text_settings import TextData, tasks
 from moebench.errors import MoebenchError, nearest
@@ -34,7 +34,7 @@ METRICS = (
 class Pretraining(Optimisation):
     """Masked-language-model pre-training; ``translation`` is the share of rows that are translated pairs (TLM)."""
 
-    mask: Share = 0.15
+    mask: Annotated[Share, Field(gt=0)] = 0.15
     translation: Share = 0.0
 
 
@@ -43,7 +43,7 @@ class Finetuning(Optimisation):
 
     steps: Count = 0
     epochs: Count = 0
-    max_length: Positive = 128
+    max_length: Annotated[Positive, Field(ge=16)] = 128
     stride: Positive = 128
     """Overlap of two windows of a context that is longer than ``max_length`` (question answering)."""
 
@@ -129,7 +129,7 @@ class Method(BaseMethod):
     """m: every expert is split into m of inner width F / m (DeepSeekMoE, arXiv 2401.06066); the shared ones are taken out of these."""
     shared: Count = 0
     """Experts, after splitting, that see every token."""
-    consistency: Annotated[float, Field(ge=0)] = 0.0
+    consistency: Weight = 0.0
     """α of THOR's two-forward loss (arXiv 2110.04260, eqs. 4-5); 0: one forward pass a step."""
     freeze_in_finetuning: bool = False
     """Router and experts do not change in fine-tuning (X-MoE, section 3.3)."""
@@ -137,7 +137,7 @@ class Method(BaseMethod):
     """``false``: a floor, fine-tuned from random weights."""
     ensemble: Literal["mc_dropout", "batch_ensemble"] | None = None
     """What gives the fine-tuned model several members (``moebench/ensembles``); none: it is a single model."""
-    members: Positive = 1
+    members: Few = 1
     """M of an ensemble within one model; of MC dropout the number of passes."""
     dropout: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Rate in fine-tuning and prediction of MC dropout, which needs it; the encoder's own is for all others and for pre-training."""
@@ -223,8 +223,36 @@ def _check(experiment: Experiment) -> None:
     for name in sets:
         if name not in setting.finetune:
             raise MoebenchError(f"{path}: key 'finetune.{name}' is missing: the profile has tasks that are trained on it")
+    _check_sizes(experiment)
     for name, method in experiment.methods.items():
         _check_method(experiment, name, method)
+
+
+def _check_sizes(experiment: Experiment) -> None:
+    setting: Setting = experiment.setting
+    data: TextData = experiment.data
+    path, shape, inner = experiment.setting_file, setting.encoder, setting.sparse
+    if data.corpus is None and any(method.pretrained for method in experiment.methods.values()) and setting.pretrain.steps:
+        raise MoebenchError(f"{experiment.data_file}: key 'corpus' is missing: the profile pre-trains")
+    if setting.pretrain.translation and setting.pretrain.steps and not (data.constructed and data.constructed.parallel):
+        raise MoebenchError(
+            f"{path}: key 'pretrain.translation' has the value {setting.pretrain.translation}; the data have no translated pairs"
+        )
+    check_memory(path, {"encoder": shape.weights, "sparse": inner.experts * inner.sublayers * 2 * shape.width * inner.inner})
+    check_memory(experiment.data_file, {"tokens.vocabulary": (data.tokens.vocabulary or 0) * shape.width})
+    ranks = setting.devices * setting.nodes
+    for key, run, length in (
+        *(("pretrain", setting.pretrain, data.corpus.sequence_length) for _ in "." if data.corpus),
+        *((f"finetune.{name}", run, run.max_length) for name, run in setting.finetune.items()),
+    ):
+        if shape.positions == "learned" and length > shape.max_positions:
+            where = (
+                f"{path}: key '{key}.max_length'"
+                if run is not setting.pretrain
+                else f"{experiment.data_file}: key 'corpus.sequence_length'"
+            )
+            raise MoebenchError(f"{where} has the value {length}; encoder.max_positions is {shape.max_positions}")
+        check_memory(path, {f"{key}.batch' x '{key}.max_length' or 'corpus.sequence_length": run.batch * length * shape.width / ranks})
 
 
 def _check_method(experiment: Experiment, name: str, method: Method) -> None:
@@ -239,11 +267,11 @@ def _check_method(experiment: Experiment, name: str, method: Method) -> None:
             f"{path}: fine_grained {method.fine_grained} and shared {method.shared} leave {shape.experts} experts of inner width"
             f" {shape.inner}, of {setting.sparse.experts} of inner width {setting.sparse.inner} in profile {profile!r}; at least 1 of each"
         )
-    if shape is not None and method.options.get("k", 0) > shape.experts:
-        raise MoebenchError(f"{path}: key 'options.k' has the value {method.options['k']}; profile {profile!r} has {shape.experts} experts")
+    if shape is not None:
+        experiment.check_options(name, setting.encoder.width, shape.experts)
     if method.pretrain_as is None:
         return
-    other: Method = experiment.method(method.pretrain_as)
+    other: Method = experiment.method(method.pretrain_as, f"{path}: key 'pretrain_as': ")
     if other.pretrain_as or not (method.pretrained and other.pretrained):
         raise MoebenchError(f"{path}: key 'pretrain_as' names {method.pretrain_as!r}: both have to be pre-trained, that one by itself")
     for key in ("layer", "router", "options", "fine_grained", "shared"):

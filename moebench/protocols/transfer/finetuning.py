@@ -155,7 +155,10 @@ class FinetuningJob(Job):
         self.tokenizer = hub_tokenizer.load(experiment.prepared / "tokenizer")
         self.tasks, self.kind, self.seed = plan["tasks"], task(plan["tasks"][0]), run.seed
         optimisation = Finetuning.model_validate(plan["finetune"])
-        self.training = features(self.kind, read_jsonl(self.folder / "train.jsonl"), self.tokenizer, optimisation)
+        rows = read_jsonl(self.folder / "train.jsonl")
+        if not rows:
+            raise MoebenchError(f"{self.folder / 'train.jsonl'}: no examples to train on; delete {experiment.prepared} and run again")
+        self.training = features(self.kind, rows, self.tokenizer, optimisation)
         if optimisation.epochs:
             per_epoch = -(-len(self.training) // optimisation.batch)
             optimisation = optimisation.model_copy(update={"steps": optimisation.epochs * per_epoch})

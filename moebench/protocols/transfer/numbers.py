@@ -269,7 +269,8 @@ def _method_rows(expected: Expected, scores: Mapping[str, Scores], column: str) 
 
 def _published(expected: Expected, number: str, name: str, column: str) -> dict[str, str]:
     row = expected.methods[name].published
-    cell = expected.published.table(number).cell(row, column)
+    table = expected.published.tables.get(number)
+    cell = table.cell(row, column) if table else ""
     return {"published": cell, "published_where": f"{expected.about.name} Table {number}, {column}" if cell else ""}
 
 

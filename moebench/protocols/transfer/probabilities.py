@@ -13,6 +13,7 @@ import numpy as np
 
 from moebench.data.catalogue import Task
 from moebench.errors import MoebenchError
+from moebench.files import read_array
 from moebench.metrics import calibration
 
 Row = dict[str, Any]
@@ -39,10 +40,7 @@ def read(path: Path, task: Task, gold: list[Row]) -> np.ndarray:
     Raises:
         MoebenchError: a damaged file, another number of rows than examples or of columns than classes, or rows that are no distribution.
     """
-    try:
-        probs = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise MoebenchError(f"{path}: not a readable array ({error}); delete the run's folder and run again") from error
+    probs = read_array(path)
     expected = (len(labels(task, gold)), len(task.labels))
     if probs.ndim not in (2, 3) or probs.shape[-2:] != expected:
         what = "pairs" if task.kind == "pair" else "words"

@@ -13,7 +13,7 @@ from moebench.data.catalogue import Task
 from moebench.data.text_settings import tasks
 from moebench.errors import MoebenchError
 from moebench.experiment import Experiment, Run
-from moebench.files import read_json, read_jsonl
+from moebench.files import read_jsonl, read_object
 from moebench.metrics import uncertainty
 from moebench.protocols.transfer import answers, probabilities
 from moebench.results.scored import Scored
@@ -37,7 +37,7 @@ def score(experiment: Experiment, judged: Collection[str], finished: Collection[
         MoebenchError: a file is damaged or does not fit the test data.
     """
     prepared = experiment.prepared
-    manifest = read_json(prepared / "manifest.json")
+    manifest = read_object(prepared / "manifest.json", train_languages=dict)
     chosen = tasks(experiment.data)
     gold = {task.name: _gold(prepared, task) for task in chosen}
     scored = Scored()

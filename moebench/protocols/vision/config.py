@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
-from moebench.config import BaseMethod, BaseSetting, Count, Optimisation, Positive, Rate, Share, complaint
-from moebench.data.image_settings import ImageData
+from moebench.config import BaseMethod, BaseSetting, Count, Few, Optimisation, Positive, Rate, Real, Share, check_memory, complaint
+from moebench.data.image_settings import BUILT_IN_CHANNELS, BUILT_IN_SIDE, ImageData
 from moebench.errors import MoebenchError, nearest
 from moebench.experiment import Experiment
 from moebench.models.shapes import Vision
@@ -91,15 +91,15 @@ class Method(BaseMethod):
     variant: Literal[
         "dense", "vmoe", "e3", "only_tiling", "only_partitioning", "multi_head", "batch_ensemble", "mimo", "mc_dropout", "deep"
     ]
-    members: Positive = 1
+    members: Few = 1
     """M of an ensemble within one model; of MC dropout the number of passes."""
-    of: dict[str, tuple[Count, ...]] = Field(default_factory=dict)
+    of: dict[str, Annotated[tuple[Count, ...], Field(min_length=1)]] = Field(default_factory=dict)
     """A deep ensemble's members: method → places in the list of seeds, counted from the ensemble's own, round the end."""
     shape: dict[str, Any] = Field(default_factory=dict)
     """Fields of the transformer that differ from the setting's, as ``width`` of a smaller model."""
     repetition: Share = 0.0
     """MIMO's input repetition in training."""
-    fast_std: float = 0.5
+    fast_std: Annotated[Real, Field(ge=-1e6, le=1e6)] = 0.5
     """Deviation of BatchEnsemble's vectors from 1 at the start; see ``moebench.ensembles.batch_ensemble``."""
     draw: Count = 0
     """Another number is another fine-tuning from the same checkpoint: other head, other order."""
@@ -167,12 +167,16 @@ def _check(experiment: Experiment) -> None:
     _check_side(experiment)
     for name, method in experiment.methods.items():
         path = experiment.method_file(name)
-        layers = vision(setting, method).layers
-        if setting.blocks is not None and setting.blocks[-1] >= layers:
+        try:
+            shape = vision(setting, method)
+        except MoebenchError as error:
+            raise MoebenchError(f"{path}: {error}") from error
+        if setting.blocks is not None and setting.blocks[-1] >= shape.layers:
             raise MoebenchError(
                 f"{experiment.setting_file}: key 'blocks' has the value {list(setting.blocks)};"
-                f" should be from 0 to {layers - 1}, as method {name!r} has {layers} blocks"
+                f" should be from 0 to {shape.layers - 1}, as method {name!r} has {shape.layers} blocks"
             )
+        _check_shape(experiment, path, shape, method)
         for member in method.of:
             if member not in experiment.methods or experiment.method(member).variant == "deep":
                 raise MoebenchError(
@@ -182,17 +186,33 @@ def _check(experiment: Experiment) -> None:
             raise MoebenchError(
                 f"{path}: members {method.members} do not divide the {setting.experts} experts of profile {experiment.profile!r}"
             )
+        experiment.check_options(name, setting.vision.width, setting.experts)
         if method.pretrain_as is not None:
-            _check_start(path, method, experiment.method(method.pretrain_as))
+            _check_start(path, method, experiment.method(method.pretrain_as, f"{path}: key 'pretrain_as': "))
+
+
+def _check_shape(experiment: Experiment, path: Path, shape: Vision, method: Method) -> None:
+    setting: Setting = experiment.setting
+    odd = shape.layers // 2
+    if (method.router or method.variant == "batch_ensemble") and not (setting.last or 1) <= odd:
+        raise MoebenchError(
+            f"{experiment.setting_file}: key 'last' has the value {setting.last}; {method.label} has {odd} blocks that can hold experts,"
+            f" every second of vision.layers {shape.layers}"
+        )
+    experts = setting.experts * (setting.last or odd) * 2 * shape.width * shape.inner if method.router else 0
+    check_memory(path if method.shape else experiment.setting_file, {"vision' or 'shape": shape.weights, "experts": experts})
+    for key, run in (("pretrain", setting.pretrain), ("finetune", setting.finetune)):
+        states = run.batch * (shape.image // shape.patch) ** 2 * shape.width / (setting.devices * setting.nodes)
+        check_memory(experiment.setting_file, {f"{key}.batch": states})
 
 
 def _check_side(experiment: Experiment) -> None:
-    """The transformer should have the side of the images; that of built-in ones shows when they are read."""
+    """The transformer should have the side and the channels of the images."""
     setting, files = experiment.setting, experiment.data.files
-    if files is None:
-        return
     given = {"vision.image": setting.vision.image, "finetune_side": setting.finetune_side or setting.vision.image}
-    prepared = {"vision.image": files.upstream_side or files.side, "finetune_side": files.side, "vision.channels": 3}
+    prepared = {"vision.image": BUILT_IN_SIDE, "finetune_side": BUILT_IN_SIDE, "vision.channels": BUILT_IN_CHANNELS}
+    if files is not None:
+        prepared = {"vision.image": files.upstream_side or files.side, "finetune_side": files.side, "vision.channels": 3}
     for key, value in prepared.items():
         if (mine := given.get(key, setting.vision.channels)) != value:
             raise MoebenchError(

@@ -25,7 +25,7 @@ from moebench.protocols.vision.numbers import (
     Expected,
     training_costs,
 )
-from moebench.results.published import Table
+from moebench.published import Table
 from moebench.results.rendering import Block
 from moebench.results.tables import EMPTY, SPREAD, difference_cell, difference_meaning, measured_cell, notes, number, rows_of
 

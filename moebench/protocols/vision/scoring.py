@@ -17,7 +17,7 @@ from scipy.special import softmax
 from moebench.data.image_settings import UPSTREAM
 from moebench.errors import MoebenchError
 from moebench.experiment import Experiment, Run
-from moebench.files import read_json
+from moebench.files import read_object
 from moebench.metrics import bootstrap, calibration, diversity, fewshot, ood, selective, uncertainty
 from moebench.protocols.vision.config import Setting, vision
 from moebench.protocols.vision.numbers import FEWSHOT, FITTED, MODEL, SHALLOW, SUMMED, TEST, member_runs
@@ -186,7 +186,7 @@ def _sets(where: Path) -> list[str]:
     Raises:
         MoebenchError: a name that says nothing about what to measure.
     """
-    names = sorted(name for name in read_json(where)["sets"] if not name.startswith(UPSTREAM))
+    names = sorted(name for name in read_object(where, sets=dict)["sets"] if not name.startswith(UPSTREAM))
     for name in names:
         severity = name.rpartition("_")[2]
         if not (name in (TRAIN, FITTED, TEST) or name.startswith((SHIFT, OOD)) or (name.startswith(CORRUPTED) and severity.isdecimal())):

@@ -20,7 +20,8 @@ def write_paper(tmp_path):
 
     def write(profile, data, setting=None, methods=None):
         home = tmp_path / "experiments" / "xmoe"
-        files = {"experiment": ABOUT, f"data/{profile}": data} | ({f"profiles/{profile}": setting} if setting else {})
+        files = {"experiment": ABOUT, "published": {"tables": {}}, f"data/{profile}": data}
+        files |= {f"profiles/{profile}": setting} if setting else {}
         for name, value in (files | {f"methods/{name}": method for name, method in (methods or {}).items()}).items():
             write_text(home / f"{name}.yaml", yaml.safe_dump(value))
         return Experiment(tmp_path, "xmoe", profile)

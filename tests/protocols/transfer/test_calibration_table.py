@@ -7,13 +7,13 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
+from moebench import published
 from moebench.data import catalogue
 from moebench.experiment import Experiment
 from moebench.metrics.uncertainty import DIVERSITY, MEASURES
 from moebench.protocols.transfer.calibration import COLUMNS, SHOWN, table4_blocks, table4_uncertainty
 from moebench.protocols.transfer.config import Method
 from moebench.protocols.transfer.numbers import Expected, table1_xtreme
-from moebench.results import published
 from moebench.results.records import RECORDS
 
 METHODS = {

@@ -68,7 +68,7 @@ MISTAKES = [
     (SETTING, lambda v: v.update(methods=["dense", "densee"]), r"'densee' \(did you mean 'dense'\?\)"),
     (SETTING, lambda v: v["finetune"].pop("constructed_pos"), r"'finetune\.constructed_pos' is missing"),
     (SETTING, lambda v: v["finetune"]["constructed_pos"].update(epochs=2), "give either steps or epochs"),
-    (DATA, lambda v: v["tasks"].append("constructed_pso"), r"unknown task 'constructed_pso' \(did you mean 'constructed_pos'\?\)"),
+    (DATA, lambda v: v["tasks"].append("constructed_pso"), r"tasks names 'constructed_pso' \(did you mean 'constructed_pos'\?\)"),
     (DATA, lambda v: v["tasks"].append("xnli"), "names 'xnli', which source 'constructed' does not have"),
     (DATA, lambda v: v["constructed"].update(languages=1), r"'constructed\.languages' has the value 1.*greater than or equal to 2"),
     (DATA, lambda v: v["tokens"].pop("vocabulary"), "vocabulary is required for source 'trained'"),

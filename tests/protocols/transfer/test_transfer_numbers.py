@@ -8,12 +8,12 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from moebench import published
 from moebench.data import catalogue
 from moebench.experiment import Experiment
 from moebench.protocols.transfer import layout
 from moebench.protocols.transfer.config import Method
 from moebench.protocols.transfer.numbers import AVERAGE, SUITE, Expected, table1_xtreme, table2_perplexity
-from moebench.results import published
 from moebench.results.records import RECORDS
 
 METHODS = {

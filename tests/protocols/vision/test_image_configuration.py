@@ -15,7 +15,7 @@ LOSSES = {"importance": 0.1, "load": 0.1, "balance": 0}
 SETTING = {
     "seeds": [3, 5, 8],
     "baseline": "vmoe",
-    "vision": {"image": 8, "patch": 4, "channels": 1, "layers": 2, "width": 8, "heads": 2, "inner": 8},
+    "vision": {"image": 28, "patch": 14, "channels": 1, "layers": 2, "width": 8, "heads": 2, "inner": 8},
     "experts": 4,
     "pretrain": {"steps": 2, "batch": 4, "rate": 0.001},
     "finetune": {"steps": 2, "batch": 4, "rate": 0.001},

@@ -22,7 +22,7 @@ OPTIMISATION = {"steps": 10, "batch": 2, "rate": 0.001}
 SETTING = {
     "seeds": [0, 1],
     "baseline": "vit",
-    "vision": {"image": 8, "patch": 4, "channels": 1, "layers": 2, "width": 4, "heads": 2, "inner": 8},
+    "vision": {"image": 28, "patch": 14, "channels": 1, "layers": 2, "width": 4, "heads": 2, "inner": 8},
     "experts": 2,
     "pretrain": OPTIMISATION,
     "finetune": OPTIMISATION,

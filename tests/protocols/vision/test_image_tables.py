@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from moebench import published
 from moebench.errors import MoebenchError
 from moebench.experiment import Experiment
 from moebench.pipeline.tabulate import tables, tabulate
@@ -17,7 +18,7 @@ from moebench.protocols.vision import figures, layout, numbers
 from moebench.protocols.vision.config import Method
 from moebench.protocols.vision.numbers import DETECTION, DIVERSITY, MORE_QUALITY, QUALITY, SCORES, Expected
 from moebench.protocols.vision.tables import analytic_flops
-from moebench.results import published, records
+from moebench.results import records
 
 LOSSES = {"importance": 0.01, "load": 0.01, "balance": 0}
 METHODS = {
@@ -39,7 +40,7 @@ OPTIMISATION = {"steps": 10, "batch": 2, "rate": 0.001}
 SETTING = {
     "seeds": list(SEEDS),
     "baseline": "vmoe",
-    "vision": {"image": 8, "patch": 4, "channels": 1, "layers": 4, "width": 4, "heads": 2, "inner": 8},
+    "vision": {"image": 28, "patch": 14, "channels": 1, "layers": 4, "width": 4, "heads": 2, "inner": 8},
     "experts": 4,
     "pretrain": OPTIMISATION,
     "finetune": OPTIMISATION,

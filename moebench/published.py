@@ -8,22 +8,21 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from moebench import config
-from moebench.errors import MoebenchError
 
 
 class Table(config.Config):
     """One published table."""
 
-    title: str
-    source: str
+    title: config.Text
+    source: config.Text
     """Which text the values were read from and how it numbers the table."""
-    seeds: Annotated[int, Field(ge=1)] | None = None
+    seeds: config.Few | None = None
     """Runs behind each value; none: not stated."""
-    decimals: Annotated[int, Field(ge=0, le=4)]
+    decimals: Annotated[config.Count, Field(le=4)]
     """As printed."""
-    columns: dict[str, tuple[str, ...]]
+    columns: dict[str, tuple[config.Text, ...]]
     """Column → names of the metrics of each of its cells."""
-    rows: dict[str, dict[str, tuple[float, ...]]]
+    rows: dict[str, dict[str, tuple[config.Real, ...]]]
     """Row → column → one value a metric. What is not published is absent."""
 
     @model_validator(mode="after")
@@ -53,16 +52,6 @@ class Published(config.Config):
     def rows(self) -> list[str]:
         """Names of all rows of all tables."""
         return list(dict.fromkeys(row for table in self.tables.values() for row in table.rows))
-
-    def table(self, number: str) -> Table:
-        """Return one table.
-
-        Raises:
-            MoebenchError: there is no such table.
-        """
-        if number not in self.tables:
-            raise MoebenchError(f"published.yaml holds no table {number!r}; it holds: {', '.join(self.tables)}")
-        return self.tables[number]
 
 
 def load(path: Path) -> Published:
