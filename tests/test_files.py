@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from moebench.errors import MoebenchError
-from moebench.files import atomic_write, read_json, read_jsonl, sha256, write_json, write_jsonl
+from moebench.files import atomic_write, read_json, read_jsonl, read_object, sha256, write_json, write_jsonl
 
 FULL = """
 import resource, signal, sys
@@ -69,3 +69,20 @@ def test_a_damaged_file_is_named_with_its_line(tmp_path):
     (tmp_path / "a.jsonl").write_text(json.dumps({"a": 1}) + '\n{"a"')
     with pytest.raises(MoebenchError, match=r"a\.jsonl:2: not valid JSON"):
         read_jsonl(tmp_path / "a.jsonl")
+
+
+def test_what_went_wrong_is_said_where_nothing_can_be_deleted_either(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MoebenchError, match=r"file/a\.json: cannot be written: "):
+        write_json(tmp_path / "file" / "a.json", {})
+
+
+def test_json_of_another_shape_is_named(tmp_path):
+    for text, message in (
+        ("[]", "should be a JSON object, 'a' in it of type int"),
+        ('{"a": "x"}', "'a' in it of type int"),
+        ("[" * 10**5, "JSON"),
+    ):
+        (tmp_path / "a.json").write_text(text)
+        with pytest.raises(MoebenchError, match=rf"a\.json: .*{message}"):
+            read_object(tmp_path / "a.json", a=int)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from moebench.errors import MoebenchError
+from moebench.errors import MoebenchError, nearest
 from moebench.experiment import Experiment
 from moebench.files import write_text
 from moebench.results import records
@@ -90,7 +90,7 @@ def expectation(experiment: Experiment, measured: Measured, folder: Path) -> Exp
     """Put together what the tables should hold, from the configuration and from what the records, of ``folder``, say about their data.
 
     Raises:
-        MoebenchError: the records hold another profile's or paper's, or mix data.
+        MoebenchError: the records hold another profile's or paper's, mix data, or name a method or metric that there is not.
     """
     where = folder / "records.csv"
     for column, wanted in (("profile", experiment.profile), ("paper", experiment.paper)):
@@ -101,6 +101,14 @@ def expectation(experiment: Experiment, measured: Measured, folder: Path) -> Exp
     if len(data) > 1:
         raise MoebenchError(f"{where}: column 'data' holds several values, {', '.join(data)}; run evaluate again")
     experiment.check()
+    metrics = experiment.protocol.config.METRICS
+    trained = measured.records[measured.records["stage"] != "baseline"]
+    for column, names, valid in (
+        ("method", set(trained["method"]), list(experiment.methods)),
+        ("metric", {next((one for one in metrics if name.startswith(one)), name) for name in measured.records["metric"]}, metrics),
+    ):
+        for name in sorted(names - {*valid} - {name for name in names if column == "metric" and name.endswith("_shot")}):
+            raise MoebenchError(f"{where}: column {column!r} holds {name!r}{nearest(name, valid)}; should be one of {', '.join(valid)}")
     setting = experiment.setting
     return Expected(
         experiment=experiment,

@@ -360,3 +360,18 @@ def test_bad_documents_are_named(folder):
         list(documents(file(folder, b"good\nb\xffd\n", "xx.txt")))
     with pytest.raises(MoebenchError, match=r"xx\.txt: is empty"):
         list(documents(file(folder, b"", "xx.txt")))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"data": [{"paragraphs": [{"context": "a \\ud800", "qas": []}]}]}', r"paragraphs\[0\]\.context holds half a character"),
+        ('{"data": [' + "9" * 5000 + "]}", "a number too long"),
+        ('{"data": ' + "[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_odd_json_is_named(tmp_path, text, message):
+    path = tmp_path / "train.json"
+    path.write_text(text)
+    with pytest.raises(MoebenchError, match=rf"train\.json.*{message}"):
+        squad(path)

@@ -39,7 +39,7 @@ def score(experiment: Experiment, judged: Collection[str], finished: Collection[
     prepared = experiment.prepared
     manifest = read_object(prepared / "manifest.json", train_languages=dict)
     chosen = tasks(experiment.data)
-    gold = {task.name: _gold(prepared, task) for task in chosen}
+    gold = {task.name: _gold(prepared, task, manifest) for task in chosen}
     scored = Scored()
     members: dict[tuple[str, str], list[Path]] = defaultdict(list)  # (method, training set) → folders of its finished seeds
     for run in experiment.runs:
@@ -72,10 +72,11 @@ def score(experiment: Experiment, judged: Collection[str], finished: Collection[
     return scored
 
 
-def _gold(prepared: Path, task: Task) -> dict[str, list[dict[str, Any]]]:
-    """Read the test data of a task: language → rows."""
+def _gold(prepared: Path, task: Task, manifest: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Read the test data of a task: language → rows. What the manifest names has to be there."""
     folder = prepared / "tasks" / task.train / "test" / task.name
-    languages = {path.stem: read_jsonl(path) for path in sorted(folder.glob("*.jsonl"))}
+    made = {prepared / "tasks" / name for name in manifest.get("rows", {})}
+    languages = {path.stem: read_jsonl(path) for path in sorted({*folder.glob("*.jsonl"), *(one for one in made if one.parent == folder)})}
     if not languages:
         raise MoebenchError(f"{folder}: holds no test data of task {task.name!r}; delete {prepared} and run again")
     return languages

@@ -1,6 +1,7 @@
 """The stage ``evaluate`` on a small made-up project: which records come out, and what it says about holes and damage."""
 
 import hashlib
+import re
 import shutil
 
 import numpy as np
@@ -425,3 +426,45 @@ def test_data_that_is_not_prepared_is_named(root):
 def test_the_name_of_the_data():
     assert data_name({"source": "constructed", "revision": "constructed-2"}) == "constructed-2"
     assert data_name({"source": "files", "revision": "0123456789abcdef"}) == "files:0123456789ab"
+
+
+FINISHED = "runs/cpu/xmoe/trained/finetune/dense-constructed_pos-0"
+DAMAGE = {
+    "data/prepared/cpu/xmoe/manifest.json": ["[]", "{}", '{"source": 1, "revision": "x"}', "[" * 100_000],
+    f"{FINISHED}/costs.json": ["[]", "null", "{"],
+    f"{FINISHED}/measures.json": ["{}", "[1]", '{"a": {}}', "3"],
+    f"{FINISHED}/predictions/constructed_pos/aa.jsonl": ["[]\n", "1\n", '{"id": "0"}\n', "[" * 100_000],
+    PLAN: ["[]", "{}"],
+}
+
+
+@pytest.mark.parametrize(("name", "text"), [(name, text) for name, texts in DAMAGE.items() for text in texts], ids=lambda text: text[:40])
+def test_a_file_of_another_shape_is_named(root, name, text):
+    (root / name).write_text(text)
+    with pytest.raises(MoebenchError, match=re.escape(name)) as caught:
+        evaluate(root)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", "archive", "objects"])
+def test_an_array_of_another_kind_is_named(root, content):
+    leave(root, "dense", 0, SURE)
+    path = root / FINISHED / "predictions/validation.npy"
+    if content == "archive":
+        with path.open("wb") as file:
+            np.savez(file, a=np.zeros(3))
+    elif content == "objects":
+        np.save(path, np.array([{}, []], dtype=object), allow_pickle=True)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(MoebenchError, match=r"validation\.npy: not a readable array"):
+        evaluate(root)
+
+
+def test_a_gold_file_that_is_gone_is_named(root):
+    path = experiment_of(root).prepared / "manifest.json"
+    name = "constructed_pos/test/constructed_pos/bb.jsonl"
+    files.write_json(path, files.read_json(path) | {"rows": {name: 2}})
+    (path.parent / "tasks" / name).unlink()
+    with pytest.raises(MoebenchError, match=re.escape(name)):
+        evaluate(root)

@@ -403,3 +403,21 @@ def test_ensembles_within_one_model_stand_in_the_table_of_uncertainty_alone(root
     assert ["Passes, 10 members", "0.2 ± 0.0 (3)"] in [row[:2] for row in shown]
     assert b"MC dropout" in after["table4_uncertainty.md"]
     assert b"MC dropout" not in before["table4_uncertainty.md"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (",dense,", ",dens,", r"records\.csv: column 'method' holds 'dens' \(did you mean 'dense'\?\)"),
+        (",accuracy,", ",acuracy,", r"records\.csv: column 'metric' holds 'acuracy' \(did you mean 'accuracy'\?\)"),
+        (",accuracy,", ",accu\0racy,", r"records\.csv:\d+: column 'metric' has the value 'accu\\x00racy': should hold no NUL"),
+    ],
+)
+def test_records_edited_by_hand_are_named(root, old, new, message):
+    tabulate(root)
+    path = experiment_of(root).results / "records.csv"
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+    with pytest.raises(MoebenchError, match=message):
+        tables(experiment_of(root))
