@@ -93,7 +93,8 @@ def random_batch(size: tuple[int, int], vocabulary: int, share: float) -> Batch:
     """Return random ids without padding, a share of them to be predicted."""
     ids_BS = torch.randint(5, vocabulary, size, generator=torch.Generator().manual_seed(0))
     chosen_BS = torch.rand(size, generator=torch.Generator().manual_seed(1)) < share
-    return {"ids": ids_BS, "mask": torch.ones(size, dtype=torch.bool), "chosen": chosen_BS, "targets": ids_BS[chosen_BS]}
+    mask_BS = torch.ones(size, dtype=torch.bool)
+    return {"ids": ids_BS, "mask": mask_BS, "chosen": chosen_BS, "targets": ids_BS[chosen_BS], "weight": torch.ones(1)}
 
 
 def stepper(module: PretrainingModule, precision: str, rate: float | None = 0.0) -> Callable[[Batch], None]:
@@ -196,7 +197,7 @@ def trainer_and_twin(build: Callable[[], PretrainingModule], batch: Batch, total
     with tempfile.TemporaryDirectory() as name:
         scale: dict[str, Any] = {"precision": "fp32", "devices": 1, "nodes": 1, "threads": torch.get_num_threads()}
         trainer, _ = make_trainer(Path(name), module.optimisation, scale)
-        fit(trainer, module, make, Path(name))
+        fit(trainer, module, lambda part, parts: make, Path(name))
     return pairs
 
 

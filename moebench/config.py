@@ -115,6 +115,8 @@ class Optimisation(Config):
     """How many of the lower blocks stay as they are, and with them all embeddings, where the weights are pretrained."""
     checkpoint_every: Positive = 1000
     """Steps between resumable checkpoints."""
+    accumulate: Positive = 1
+    """In how many parts, one after the other, a rank computes its share of a batch: less memory, the same step."""
 
 
 class BaseMethod(Config):

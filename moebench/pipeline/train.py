@@ -34,7 +34,7 @@ def train(experiment: Experiment, run: Run) -> None:
         trainer, progress = make_trainer(folder, job.optimisation, plan)
         job.before(trainer, folder)
         if job.optimisation.steps:
-            fit(trainer, job.module, job.batches(trainer.global_rank, trainer.world_size), folder)
+            fit(trainer, job.module, job.batches, folder)
         measures = job.after(trainer, folder)
         if trainer.is_global_zero:
             if (weights := job.weights()) is not None:

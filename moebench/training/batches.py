@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -13,14 +14,29 @@ Batch = dict[str, Tensor]
 
 
 class StepBatches:
-    """Yields ``make(step)`` for the steps from ``start()`` to ``steps``; ``start`` is asked when iteration begins."""
+    """Yields every ``make(step)`` of each step from ``start()`` to ``steps``; ``start`` is asked when iteration begins."""
 
-    def __init__(self, make: Callable[[int], Batch], start: Callable[[], int], steps: int):
-        self.make, self.start, self.steps = make, start, steps
+    def __init__(self, makes: Sequence[Callable[[int], Batch]], start: Callable[[], int], steps: int):
+        self.makes, self.start, self.steps = makes, start, steps
 
     def __iter__(self) -> Iterator[Batch]:
         """Iterate from the step that the trainer stands at."""
-        return (self.make(step) for step in range(self.start(), self.steps))
+        return (make(step) for step in range(self.start(), self.steps) for make in self.makes)
+
+
+def weight(targets_B: np.ndarray, part: int, parts: int) -> Tensor:
+    """What the mean over a part's targets has to be multiplied by: P · n_p / Σ_q n_q, (1,); exactly 1 where there is one part.
+
+    The loss of a step is the mean over all its targets, Σ_p Σ_i l_pi / Σ_q n_q, whatever their places. Ranks and accumulation average over
+    parts, 1/P Σ_p, so the mean m_p over a part's targets enters as 1/P Σ_p (P n_p / Σ_q n_q) m_p. fairseq2 sums losses and counts over the
+    ranks; here every rank draws the whole batch and knows its counts, so nothing is sent. Without any target it is 0.
+
+    Args:
+        targets_B: (B,) number of targets in each row of the whole batch.
+        part: p; it has the rows p, p + P, ...
+        parts: P.
+    """
+    return torch.tensor([parts * int(targets_B[part::parts].sum()) / max(int(targets_B.sum()), 1)], dtype=torch.float32)
 
 
 def loader(dataset: Any) -> DataLoader[Batch]:

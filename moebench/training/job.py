@@ -28,8 +28,12 @@ class Job(abc.ABC):
     optimisation: Optimisation
 
     @abc.abstractmethod
-    def batches(self, rank: int, ranks: int) -> Callable[[int], Batch]:
-        """Return the function from a step to this rank's part of its batch."""
+    def batches(self, part: int, parts: int) -> Callable[[int], Batch]:
+        """Return the function from a step to a part of its batch: the rows ``part``, ``part + parts``, ...; maybe none.
+
+        There are as many parts as ranks times ``optimisation.accumulate``. Whatever is drawn (rows, masks) is drawn for the whole batch, so
+        that all parts together are the batch of one process. The batch has the key ``weight`` (`moebench.training.batches.weight`).
+        """
 
     def before(self, trainer: lightning.Trainer, folder: Path) -> None:  # noqa: B027  # most runs have nothing to do here
         """Measure what has to be measured before the first step; a run that is continued comes here again."""

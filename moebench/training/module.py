@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as lightning
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from moebench.config import Optimisation
+from moebench.moe.contract import summed_over_ranks
 from moebench.moe.layer import Aux, SparseLayer
 from moebench.training.batches import Batch
 
@@ -23,7 +24,14 @@ class Training(lightning.LightningModule):
     (arXiv 2110.04260, eqs. 4-5): the sum of both losses + α · ½ Σ_c (p − q)(ln p − ln q), the symmetric divergence of both
     predictions, as a mean over what is predicted; the public code sums over it and divides by the number of target tokens later.
 
-    ``loss``, ``gradient_norm`` and ``watched`` are those of the last step: the latter, unless it is none, what its sparse layers reported.
+    A step's batch may be computed in parts: by several ranks, each in ``accumulate`` parts. Cross-entropy and divergence are means over
+    the targets of all parts (`moebench.training.batches.weight`). The losses of sparse layers are those of each part's tokens, as a mean
+    over parts: a part is what a layer routes at once, and has its capacity for, and public code (Switch, fairseq, Tutel) takes the balance
+    loss over just these tokens. One over the whole batch (arXiv 2501.11873) is another, weaker demand, and needs the loads of all ranks
+    within a forward pass.
+
+    ``loss``, ``tokens``, ``gradient_norm`` and ``watched`` are those of the last step, of all its parts; ``watched`` is, unless it is
+    none, what its sparse layers reported.
 
     Args:
         optimisation: optimiser and schedule.
@@ -33,7 +41,7 @@ class Training(lightning.LightningModule):
     """
 
     usage: Tensor
-    """Tokens, expert rows and dropped assignments of all training steps; in the checkpoints, so that resuming is exact."""
+    """Tokens, expert rows and dropped assignments of all training steps and ranks; in the checkpoints, so that resuming is exact."""
 
     def __init__(self, optimisation: Optimisation, losses: Mapping[str, float], consistency: float, seed: int):
         super().__init__()
@@ -42,8 +50,10 @@ class Training(lightning.LightningModule):
         self.consistency = consistency
         self.seed = seed
         self.loss = math.nan
+        self.tokens = 0
         self.gradient_norm = torch.tensor(math.nan)
         self.watched: dict[str, float] | None = None
+        self.loads: list[Tensor] = []  # (E,) of each sparse layer, in a step that is watched
         self.register_buffer("usage", torch.zeros(3, dtype=torch.int64))
 
     def outputs(self, batch: Batch) -> tuple[Tensor, Tensor, list[Aux]]:
@@ -52,34 +62,59 @@ class Training(lightning.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean cross-entropy plus the losses of the sparse layers; raises FloatingPointError as soon as the sum is not finite."""
+        weight = batch["weight"][0]
         logits, targets, reports = self.outputs(batch)
-        loss = self.total_loss(functional.cross_entropy(logits, targets), reports)
+        loss = self.total_loss(weight * mean_cross_entropy(logits, targets), reports)
+        passes = [reports]
         if self.consistency:
             again, _, others = self.outputs(batch)
-            loss = loss + self.total_loss(functional.cross_entropy(again, targets), others)
-            loss = loss + self.consistency * symmetric_divergence(logits[targets != -100], again[targets != -100])
-        self.loss = loss.item()
-        if not math.isfinite(self.loss):
+            loss = loss + self.total_loss(weight * mean_cross_entropy(again, targets), others)
+            loss = loss + self.consistency * (weight * symmetric_divergence(logits[targets != -100], again[targets != -100]))
+            passes.append(others)
+        if batch_idx % self.optimisation.accumulate == 0:
+            self.loss, self.tokens, self.loads = 0.0, 0, []
+        self.record(loss.item(), batch, passes)
+        if not math.isfinite(self.loss):  # of all ranks: they end together
             raise FloatingPointError(f"the training loss is {self.loss} at step {self.global_step}; lower the learning rate")
         return loss
 
     def total_loss(self, task: Tensor, reports: list[Aux]) -> Tensor:
         """Add the losses of the sparse layers."""
-        if self.watched is not None and reports:
-            self.watched = {name: math.fsum(aux.losses[name].item() for aux in reports) for name in reports[0].losses}
-            self.watched["largest_load"] = max((aux.load.max() / aux.load.double().mean()).item() for aux in reports)
         for aux in reports:
-            self.usage += torch.tensor([len(aux.probs), int(aux.load.sum()), aux.dropped], device=self.usage.device)
             task = task + sum(coefficient * aux.losses[name] for name, coefficient in self.coefficients.items() if coefficient)
         return task
 
+    def record(self, loss: float, batch: Batch, passes: list[list[Aux]]) -> None:
+        """Add a part's loss, tokens and usage, of all ranks, to those of the step; and what is watched of its last forward pass."""
+        tokens = int(batch["mask"].sum()) if "mask" in batch else len(batch["labels"])
+        uses = [(len(aux.probs), int(aux.load.sum()), aux.dropped) for reports in passes for aux in reports]
+        reports = passes[-1] if self.watched is not None else []
+        losses = {name: math.fsum(aux.losses[name].item() for aux in reports) for name in (reports[0].losses if reports else ())}
+        parts = ranks() * self.optimisation.accumulate
+        total, more, *rest = self.summed([loss, tokens, *map(sum, zip((0, 0, 0), *uses, strict=True)), *losses.values()])
+        self.loss += total / parts
+        self.tokens += int(more)
+        self.usage += torch.tensor(rest[:3], device=self.usage.device).long()
+        if self.watched is not None and reports:
+            for name, value in zip(losses, rest[3:], strict=True):
+                self.watched[name] = self.watched.get(name, 0.0) + value / parts
+            loads = [summed_over_ranks(aux.load) for aux in reports]
+            self.loads = [one + other for one, other in zip(self.loads, loads, strict=True)] if self.loads else loads
+            self.watched["largest_load"] = max((load.max() / load.double().mean()).item() for load in self.loads)
+
+    def summed(self, values: Sequence[float]) -> Sequence[float]:
+        """Sum numbers over the ranks, in float64, in which whole numbers stay exact."""
+        if ranks() == 1:
+            return values
+        return summed_over_ranks(torch.tensor(values, dtype=torch.float64, device=self.device)).tolist()
+
     def rows_per_token(self) -> float:
-        """Rows of routed experts per token, over all training steps of this process so far; 1 before the first."""
+        """Rows of routed experts per token, over all training steps and ranks so far; 1 before the first."""
         tokens, rows, _ = self.usage.tolist()
         return rows / tokens if tokens else 1.0
 
     def dropped_share(self) -> float:
-        """Share of assignments that a capacity refused, over all training steps of this process so far."""
+        """Share of assignments that a capacity refused, over all training steps and ranks so far."""
         _, rows, dropped = self.usage.tolist()
         return dropped / max(rows + dropped, 1)
 
@@ -114,8 +149,12 @@ class Training(lightning.LightningModule):
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Make all randomness of a step (dropout, noisy routers) a function of seed and step, so that resuming is exact."""
-        seed = (self.seed * 1_000_003 + self.global_step) % 2**63
+        """Make all randomness of a step (dropout, noisy routers) a function of seed, step and part, so that resuming is exact.
+
+        Part 0 has the seed that one process has; the others' are so far away that no step of any of them is drawn like another's.
+        """
+        part = self.global_rank + ranks() * (batch_idx % self.optimisation.accumulate)
+        seed = (self.seed * 1_000_003 + self.global_step + (part << 44)) % 2**63
         torch.default_generator.manual_seed(seed)  # torch.manual_seed costs milliseconds on a machine without a GPU
         if self.on_gpu:
             torch.cuda.manual_seed_all(seed)
@@ -131,8 +170,20 @@ class Training(lightning.LightningModule):
             layer.after_optimizer_step()
 
 
+def ranks() -> int:
+    """How many processes train together."""
+    together = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if together else 1
+
+
+def mean_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean over the targets, of (N, C) logits and (N,) targets (-100: no target); 0 with a gradient of 0, instead of 0 / 0, without any."""
+    return functional.cross_entropy(logits, targets, reduction="mean" if (targets != -100).any() else "sum")
+
+
 def symmetric_divergence(one: Tensor, other: Tensor) -> Tensor:
-    """½ Σ_c (p_c − q_c)(ln p_c − ln q_c) of two (N, C) logits, as a mean over N; 0 where they agree."""
+    """½ Σ_c (p_c − q_c)(ln p_c − ln q_c) of two (N, C) logits, as a mean over N; 0 where they agree, and without rows."""
     p, q = one.log_softmax(-1), other.log_softmax(-1)
     difference = torch.where(p.isfinite(), p - q, 0)  # impossible classes, such as the padding of a context, are -inf in both
-    return 0.5 * ((p.exp() - q.exp()) * difference).sum(-1).mean()
+    divergence_N = ((p.exp() - q.exp()) * difference).sum(-1)
+    return 0.5 * (divergence_N.mean() if len(divergence_N) else divergence_N.sum())

@@ -77,7 +77,7 @@ def close_run(folder: Path, key: str) -> None:
 
 
 class Progress(pl.Callback):
-    """Counts training seconds and tokens over interruptions, and writes down how the run goes.
+    """Counts training seconds, and tokens of all ranks, over interruptions, and writes down how the run goes.
 
     ``progress.json``, every two seconds: step, steps and loss; it is gone when the run is finished. ``course.csv``, kept: every n-th step's
     loss, each loss of the sparse layers (unscaled, summed over layers), the largest load of an expert over the mean load (the worst layer),
@@ -114,15 +114,19 @@ class Progress(pl.Callback):
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         """Ask the module to watch the steps that the course shows."""
         assert isinstance(pl_module, Training)
+        if batch_idx % trainer.accumulate_grad_batches:  # a step begins with its first part
+            return
         pl_module.watched = {} if (trainer.global_step + 1) % self.every == 0 else None
         self.rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Count the step."""
         assert isinstance(pl_module, Training)
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
         now = time.monotonic()
         self.seconds += now - self._last
-        self.tokens += int(batch["mask"].sum()) if "mask" in batch else len(batch["labels"])
+        self.tokens += pl_module.tokens
         self._last = now
         if not trainer.is_global_zero:
             return
@@ -143,6 +147,15 @@ class Progress(pl.Callback):
             file.write(",".join(cells) + "\n")
         if trainer.logger is not None:
             trainer.logger.log_metrics(row, trainer.global_step)
+
+
+class Checkpoint(ModelCheckpoint):
+    """Saves between steps only: a checkpoint holds no gradients, so those of a step's first parts would be lost."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Save if it is time."""
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
 
 def make_logger(folder: Path) -> Any:
@@ -207,7 +220,7 @@ def make_trainer(folder: Path, optimisation: Optimisation, scale: dict[str, Any]
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # 2 % of a step; nothing here reads what it has not written
     keep_freed_memory()
     progress = Progress(folder, optimisation.steps)
-    checkpoint = ModelCheckpoint(
+    checkpoint = Checkpoint(
         dirpath=folder / "checkpoints",
         filename="last",
         every_n_train_steps=optimisation.checkpoint_every,
@@ -223,6 +236,7 @@ def make_trainer(folder: Path, optimisation: Optimisation, scale: dict[str, Any]
         strategy="ddp_find_unused_parameters_true" if scale["devices"] * scale["nodes"] > 1 else "auto",  # some routers rest in a stage
         precision="bf16-mixed" if scale["precision"] == "bf16" else "32-true",
         max_steps=optimisation.steps,
+        accumulate_grad_batches=optimisation.accumulate,
         callbacks=[progress, checkpoint],
         logger=make_logger(folder),
         enable_progress_bar=False,
@@ -249,20 +263,28 @@ def misfit(saved: Path, module: Training) -> str:
         return str(error)
 
 
-def fit(trainer: pl.Trainer, module: Training, make: Callable[[int], Batch], folder: Path) -> None:
+def fit(trainer: pl.Trainer, module: Training, batches: Callable[[int, int], Callable[[int], Batch]], folder: Path) -> None:
     """Train to the last step, from the run's checkpoint where there is one.
+
+    Args:
+        trainer: from `make_trainer`.
+        module: what learns.
+        batches: from a part and the number of parts to the function from a step to that part of its batch (`Job.batches`).
+        folder: the run's folder.
 
     Raises:
         MoebenchError: the checkpoint is damaged (it is moved aside, so the next run starts this run anew), or the disk is full or fails.
     """
     saved = folder / "checkpoints" / "last.ckpt"
-    batches = StepBatches(make, lambda: trainer.global_step, module.optimisation.steps)
+    parts = trainer.world_size * trainer.accumulate_grad_batches
+    makes = [batches(part, parts) for part in range(trainer.global_rank, parts, trainer.world_size)]
+    steps = StepBatches(makes, lambda: trainer.global_step, module.optimisation.steps)
     if saved.is_file() and (wrong := misfit(saved, module)):
         aside = saved.with_suffix(".damaged")
         saved.rename(aside)
         raise MoebenchError(f"{saved}: damaged checkpoint ({wrong}); moved to {aside.name}: run again to start this run anew")
     try:
-        trainer.fit(module, batches, ckpt_path=saved if saved.is_file() else None, weights_only=True)
+        trainer.fit(module, steps, ckpt_path=saved if saved.is_file() else None, weights_only=True)
     except OSError as error:
         raise MoebenchError(f"{folder}: training stopped, {error}; the last whole checkpoint is kept, the next run continues") from error
 

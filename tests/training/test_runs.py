@@ -12,7 +12,14 @@ from moebench.models import shapes
 from moebench.models.build import build_encoder
 from moebench.models.flops import flops_per_token
 from moebench.protocols.transfer.config import Pretraining
-from moebench.protocols.transfer.pretraining import MaskedLMBatches, PretrainingModule, mask_tokens, validate
+from moebench.protocols.transfer.pretraining import (
+    MaskedLMBatches,
+    PretrainingJob,
+    PretrainingModule,
+    mask_tokens,
+    validate,
+    validation_batches,
+)
 from moebench.training import trainer as trainer_module
 from moebench.training.module import symmetric_divergence
 from moebench.training.trainer import close_run, fit, is_finished, make_trainer, open_run
@@ -40,20 +47,24 @@ def model(method, options):
     return PretrainingModule(build_encoder(SHAPE, sparse, METHODS[method], TOKENIZER.size), options, LOSSES[method], 0.0, seed=0)
 
 
-def run(folder, corpus, method, stop_at=None, steps=12, ranks=1, **changes):
+def run(folder, corpus, method, stop_at=None, steps=12, **changes):
     """Train in ``folder``, raising KeyError at step ``stop_at``; returns the module and its trainer."""
     options = optimisation(steps, **changes)
     open_run(folder, "key")
     module = model(method, options)
     trainer, _ = make_trainer(folder, options, SCALE)
-    batches = MaskedLMBatches(corpus, TOKENIZER, options, 0, trainer.global_rank, ranks)
 
-    def make(step):
-        if step == stop_at:
-            raise KeyError(step)
-        return batches(step)
+    def batches(part, parts):
+        whole = MaskedLMBatches(corpus, TOKENIZER, options, 0, part, parts)
 
-    fit(trainer, module, make, folder)
+        def make(step):
+            if step == stop_at:
+                raise KeyError(step)
+            return whole(step)
+
+        return make
+
+    fit(trainer, module, batches, folder)
     return module, trainer
 
 
@@ -194,16 +205,68 @@ def test_masking_shares_and_special_pieces():
     assert (corrupted[chosen] == ids[chosen]).mean() == pytest.approx(0.1 + 0.1 / 55, abs=0.02)
 
 
-def test_ranks_share_a_batch_without_overlap(corpus):
+@pytest.mark.parametrize("parts", [2, 20])
+def test_parts_of_a_batch_are_its_rows_and_masks_once_and_some_may_be_empty(corpus, parts):
     whole = MaskedLMBatches(corpus, TOKENIZER, optimisation(), seed=3)(7)
-    parts = [MaskedLMBatches(corpus, TOKENIZER, optimisation(), 3, rank, 2)(7) for rank in range(2)]
+    made = [MaskedLMBatches(corpus, TOKENIZER, optimisation(), 3, part, parts)(7) for part in range(parts)]
 
     def rows(batch):
         restored = batch["ids"].clone()
         restored[batch["chosen"]] = batch["targets"]
-        return [tuple(value for value in row if value != TOKENIZER.pad) for row in restored.tolist()]
+        return [
+            (ids[mask].tolist(), chosen[mask].tolist(), true[mask].tolist())
+            for ids, chosen, true, mask in zip(batch["ids"], batch["chosen"], restored, batch["mask"], strict=True)
+        ]
 
-    assert sorted(rows(parts[0]) + rows(parts[1])) == sorted(rows(whole))
+    assert sorted(row for batch in made for row in rows(batch)) == sorted(rows(whole))
+    assert whole["weight"].tolist() == [1]
+    shares = [len(batch["targets"]) / len(whole["targets"]) for batch in made]
+    assert [batch["weight"].item() for batch in made] == pytest.approx([parts * share for share in shares], rel=1e-6)
+
+
+def test_the_loss_of_an_undivided_batch_is_the_mean_cross_entropy_to_the_bit(corpus):
+    options = optimisation()
+    batch = MaskedLMBatches(corpus, TOKENIZER, options, 0)(0)
+    losses, gradients = [], []
+    for plain in (True, False):
+        module = model("xmoe", options).train()
+        torch.manual_seed(4)
+        if plain:
+            logits, targets, (aux,) = module.outputs(batch)
+            loss = torch.nn.functional.cross_entropy(logits, targets) + 0.01 * aux.losses["balance"]
+        else:
+            loss = module.training_step(batch, 0)
+        loss.backward()
+        losses.append(loss.detach())
+        gradients.append([each.grad for each in module.parameters() if each.grad is not None])
+    assert torch.equal(*losses)
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("consistency", [0.0, 5.0])
+def test_a_batch_without_a_masked_piece_adds_nothing(corpus, consistency):
+    options = optimisation(mask=1e-9)
+    module = model("xmoe", options)
+    module.coefficients, module.consistency = {}, consistency
+    loss = module.training_step(MaskedLMBatches(corpus, TOKENIZER, options, 0)(0), 0)
+    loss.backward()
+    assert loss.item() == 0
+    assert all(each.grad is None or not each.grad.any() for each in module.parameters())
+
+
+def test_validation_rows_without_a_masked_piece_are_named_before_the_training(corpus):
+    with pytest.raises(MoebenchError, match=r"corpus: with pretrain\.mask 1e-09 no piece of the 5 validation rows of 'aa' is masked"):
+        validation_batches(corpus, TOKENIZER, 1e-9)
+    job = SimpleNamespace(optimisation=optimisation(mask=1e-9), corpus=corpus, tokenizer=TOKENIZER)
+    with pytest.raises(MoebenchError, match="no perplexity"):
+        PretrainingJob.before(job, None, None)
+
+
+def test_a_validation_batch_without_a_masked_piece_beside_others_adds_nothing(corpus):
+    module = model("xmoe", optimisation()).eval()
+    found = [module.predict_step(batch, 0) for _, batch in validation_batches(corpus, TOKENIZER, 0.05, batch=1)]
+    assert {each["nll"] for each in found if not each["n"]} == {0}
+    assert all(each["nll"] > 0 for each in found if each["n"])
 
 
 @pytest.mark.parametrize("content", ["", "truncated"])

@@ -111,24 +111,24 @@ def _question(task: Task, row: Row, index: int, tokenizer: Tokenizer, optimisati
 
 
 def collate(task: Task, chosen: list[Feature], pad: int) -> Batch:
-    """Pad features to one batch."""
-    length = max(len(feature.ids) for feature in chosen)
+    """Pad features to one batch; of none it is a batch without rows."""
+    length = max((len(feature.ids) for feature in chosen), default=1)
     batch = {
         "ids": _padded([feature.ids for feature in chosen], length, pad),
         "mask": _padded([[1] * len(feature.ids) for feature in chosen], length, 0).bool(),
     }
     if task.kind == "pair":
         batch["segment"] = _padded([feature.segment for feature in chosen], length, 0)
-        batch["labels"] = torch.tensor([feature.label for feature in chosen])
+        batch["labels"] = torch.tensor([feature.label for feature in chosen], dtype=torch.int64)
     elif task.kind == "tagging":
-        words = max(len(feature.first) for feature in chosen)
+        words = max((len(feature.first) for feature in chosen), default=1)
         batch["first"] = _padded([feature.first for feature in chosen], words, 0)
         batch["labels"] = _padded([feature.tags for feature in chosen], words, -100)
     else:
         allowed = _padded([feature.segment for feature in chosen], length, 0) == 2
         allowed[:, 0] = True  # the place that says: not in this window
         batch["allowed"] = allowed
-        batch["labels"] = torch.tensor([feature.span for feature in chosen])
+        batch["labels"] = torch.tensor([feature.span for feature in chosen], dtype=torch.int64).view(-1, 2)
     return batch
 
 

@@ -32,28 +32,29 @@ from moebench.models.shapes import Sparse
 from moebench.moe.layer import Aux
 from moebench.protocols.transfer.config import Finetuning
 from moebench.protocols.transfer.features import Feature, Row, best_spans, collate, features, predictions
-from moebench.training.batches import Batch, loader, order
+from moebench.training.batches import Batch, loader, order, weight
 from moebench.training.job import Job
 from moebench.training.module import Training
 
 
 class TaskBatches:
-    """The fine-tuning batch of a step, drawn epoch by epoch; every rank takes its own part."""
+    """A part of the fine-tuning batch of a step, drawn epoch by epoch."""
 
-    def __init__(self, kind: Task, inputs: list[Feature], batch: int, pad: int, seed: int, rank: int, ranks: int):
-        self.task, self.inputs, self.batch, self.pad, self.seed, self.rank, self.ranks = kind, inputs, batch, pad, seed, rank, ranks
+    def __init__(self, kind: Task, inputs: list[Feature], batch: int, pad: int, seed: int, part: int, parts: int):
+        self.task, self.inputs, self.batch, self.pad, self.seed, self.part, self.parts = kind, inputs, batch, pad, seed, part, parts
+        self.targets = np.array([len(feature.tags) or 1 for feature in inputs])  # a question's two are as good as one: all have as many
         self.lengths = [len(feature.ids) for feature in inputs]
         self.epoch = -1
         self.batches = order(self.lengths, batch, seed, 0)
 
     def __call__(self, step: int) -> Batch:
-        """Return this rank's part of the batch of ``step``."""
+        """Return the part of the batch of ``step``."""
         epoch, place = divmod(step, len(self.batches))
         if epoch != self.epoch:
             self.batches, self.epoch = order(self.lengths, self.batch, self.seed, epoch), epoch
         chosen = self.batches[place]
-        mine = chosen[self.rank :: self.ranks] if len(chosen) >= self.ranks else chosen
-        return collate(self.task, [self.inputs[index] for index in mine], self.pad)
+        batch = collate(self.task, [self.inputs[index] for index in chosen[self.part :: self.parts]], self.pad)
+        return batch | {"weight": weight(self.targets[chosen], self.part, self.parts)}
 
 
 class FinetuningModule(Training):
@@ -175,9 +176,9 @@ class FinetuningJob(Job):
             self.encoder, optimisation, method["losses"], method["consistency"], run.seed, self.kind, freeze, ensemble, self.members
         )
 
-    def batches(self, rank: int, ranks: int) -> TaskBatches:
+    def batches(self, part: int, parts: int) -> TaskBatches:
         """The training examples, epoch by epoch."""
-        return TaskBatches(self.kind, self.training, self.optimisation.batch, self.tokenizer.pad, self.seed, rank, ranks)
+        return TaskBatches(self.kind, self.training, self.optimisation.batch, self.tokenizer.pad, self.seed, part, parts)
 
     def after(self, trainer: lightning.Trainer, folder: Path) -> list[dict[str, Any]]:
         """Write ``predictions/<task>/<language>.jsonl``, of classes also the probabilities, ``.npy``; those of validation without task."""

@@ -32,7 +32,7 @@ from moebench.models.shapes import Encoder as EncoderShape
 from moebench.models.shapes import Sparse
 from moebench.moe.layer import Aux, MoELayer
 from moebench.protocols.transfer.config import Pretraining
-from moebench.training.batches import Batch, loader
+from moebench.training.batches import Batch, loader, weight
 from moebench.training.job import Job
 from moebench.training.module import Training
 
@@ -54,12 +54,21 @@ def mask_tokens(ids_BS: np.ndarray, tokenizer: Tokenizer, share: float, generato
     return np.where(chosen_BS, hidden_BS, ids_BS), chosen_BS
 
 
-def masked_batch(ids_BS: np.ndarray, tokenizer: Tokenizer, share: float, generator: np.random.Generator) -> Batch:
-    """Return ids, padding mask, and the positions and pieces to predict."""
-    length = int((ids_BS != tokenizer.pad).sum(axis=1).max())
-    ids_BS = ids_BS[:, :length]
+def masked_batch(
+    ids_BS: np.ndarray, tokenizer: Tokenizer, share: float, generator: np.random.Generator, part: int = 0, parts: int = 1
+) -> Batch:
+    """Return ids, padding mask, and the positions and pieces to predict, of a part of the rows; the whole batch is masked at once."""
+
+    def longest(ids_BS: np.ndarray) -> int:
+        return int((ids_BS != tokenizer.pad).sum(axis=1).max(initial=1))
+
+    ids_BS = ids_BS[:, : longest(ids_BS)]
     corrupted_BS, chosen_BS = mask_tokens(ids_BS, tokenizer, share, generator)
+    share_of_loss = weight(chosen_BS.sum(axis=1), part, parts)
+    own = np.s_[part::parts, : longest(ids_BS[part::parts])]
+    ids_BS, corrupted_BS, chosen_BS = ids_BS[own], corrupted_BS[own], chosen_BS[own]
     return {
+        "weight": share_of_loss,
         "ids": torch.from_numpy(corrupted_BS.astype(np.int64)),
         "mask": torch.from_numpy(ids_BS != tokenizer.pad),
         "chosen": torch.from_numpy(chosen_BS),
@@ -70,12 +79,12 @@ def masked_batch(ids_BS: np.ndarray, tokenizer: Tokenizer, share: float, generat
 class MaskedLMBatches:
     """Draws the training batch of a step: rows with replacement, a share of them translated pairs.
 
-    Every rank draws the same rows and takes its own part of them.
+    Rows and masks are drawn for the whole batch, and a part of them is taken.
     """
 
-    def __init__(self, folder: Path, tokenizer: Tokenizer, optimisation: Pretraining, seed: int, rank: int = 0, ranks: int = 1):
+    def __init__(self, folder: Path, tokenizer: Tokenizer, optimisation: Pretraining, seed: int, part: int = 0, parts: int = 1):
         self.rows = PackedRows(folder, "train")
-        self.tokenizer, self.optimisation, self.seed, self.rank, self.ranks = tokenizer, optimisation, seed, rank, ranks
+        self.tokenizer, self.optimisation, self.seed, self.part, self.parts = tokenizer, optimisation, seed, part, parts
         self.text = np.flatnonzero(self.rows.kind == "text")
         self.translation = np.flatnonzero(self.rows.kind == "translation")
         if not len(self.text):
@@ -84,19 +93,24 @@ class MaskedLMBatches:
             raise MoebenchError(f"{folder}: pretrain.translation is {optimisation.translation}, but the corpus has no translated pairs")
 
     def __call__(self, step: int) -> Batch:
-        """Return this rank's part of the batch of ``step``."""
+        """Return the part of the batch of ``step``."""
         generator = np.random.default_rng([self.seed, step])
         size = self.optimisation.batch
         chosen = self.text[generator.integers(0, len(self.text), size)]
         if self.optimisation.translation:
             pairs = self.translation[generator.integers(0, len(self.translation), size)]
             chosen = np.where(generator.random(size) < self.optimisation.translation, pairs, chosen)
-        ids_BS = np.asarray(self.rows.rows_NS[np.sort(chosen)[self.rank :: self.ranks]])
-        return masked_batch(ids_BS, self.tokenizer, self.optimisation.mask, np.random.default_rng([self.seed, step, self.rank]))
+        ids_BS = np.asarray(self.rows.rows_NS[np.sort(chosen)])
+        generator = np.random.default_rng([self.seed, step, 0])
+        return masked_batch(ids_BS, self.tokenizer, self.optimisation.mask, generator, self.part, self.parts)
 
 
 def validation_batches(folder: Path, tokenizer: Tokenizer, share: float, batch: int = 32) -> list[tuple[str, Batch]]:
-    """Return (language, batch) pairs of the validation rows, masked the same way in every run."""
+    """Return (language, batch) pairs of the validation rows, masked the same way in every run.
+
+    Raises:
+        MoebenchError: no piece of a language is masked, so that it has no perplexity.
+    """
     rows = PackedRows(folder, "validation")
     result = []
     for language in sorted(set(rows.language)):
@@ -104,6 +118,11 @@ def validation_batches(folder: Path, tokenizer: Tokenizer, share: float, batch: 
         generator = np.random.default_rng(20220420)
         for begin in range(0, len(mine), batch):
             result.append((str(language), masked_batch(np.asarray(rows.rows_NS[mine[begin : begin + batch]]), tokenizer, share, generator)))
+        if not sum(len(each["targets"]) for name, each in result if name == language):
+            raise MoebenchError(
+                f"{folder}: with pretrain.mask {share} no piece of the {len(mine)} validation rows of {str(language)!r} is masked,"
+                " so there is no perplexity; mask more, or give more rows"
+            )
     return result
 
 
@@ -192,13 +211,18 @@ class PretrainingJob(Job):
         self.optimisation: Pretraining = optimisation if method["pretrained"] else optimisation.model_copy(update={"steps": 0})
         self.positions = 128
 
-    def batches(self, rank: int, ranks: int) -> MaskedLMBatches:
+    def batches(self, part: int, parts: int) -> MaskedLMBatches:
         """The rows, whose pieces the router sees once."""
-        make = MaskedLMBatches(self.corpus, self.tokenizer, self.optimisation, self.seed, rank, ranks)
+        make = MaskedLMBatches(self.corpus, self.tokenizer, self.optimisation, self.seed, part, parts)
         self.positions = make.rows.rows_NS.shape[1]
         if isinstance(self.encoder.sparse, MoELayer):
             self.encoder.sparse.router.before_training(torch.from_numpy(make.rows.piece_counts(self.tokenizer)))
         return make
+
+    def before(self, trainer: lightning.Trainer, folder: Path) -> None:
+        """Find out that there is nothing to measure afterwards."""
+        if self.optimisation.steps:
+            validation_batches(self.corpus, self.tokenizer, self.optimisation.mask)
 
     def after(self, trainer: lightning.Trainer, folder: Path) -> list[dict[str, Any]]:
         """Measure the perplexity; a model that is not pre-trained has none."""

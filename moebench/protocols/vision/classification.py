@@ -20,7 +20,7 @@ from moebench.ensembles.mc_dropout import mc_dropout
 from moebench.models.vit import ViT, flops_per_image
 from moebench.moe.layer import Aux
 from moebench.protocols.vision.config import ImageTraining, Method
-from moebench.training.batches import Batch, loader, order
+from moebench.training.batches import Batch, loader, order, weight
 from moebench.training.module import Training
 
 PREDICTED_AT_ONCE = 250
@@ -32,20 +32,20 @@ def pixels(images: np.ndarray) -> Tensor:
     return torch.tensor(images).permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1
 
 
-def shifted(images: np.ndarray, reach: int, generator: np.random.Generator) -> np.ndarray:
-    """Move each of the images (N, H, W, C) by up to ``reach`` pixels in each direction, black coming in."""
+def shifted(images: np.ndarray, reach: int, moves_2N: np.ndarray) -> np.ndarray:
+    """Move each of the images (N, H, W, C) up and left by its number, 0 to 2 reach, less ``reach`` pixels, black coming in."""
     count, height, width, _ = images.shape
     padded = np.pad(images, ((0, 0), (reach, reach), (reach, reach), (0, 0)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(1, 2))  # (N, 2 reach + 1, 2 reach + 1, C, H, W)
-    down_N, right_N = generator.integers(0, 2 * reach + 1, (2, count))
+    down_N, right_N = moves_2N
     return windows[np.arange(count), down_N, right_N].transpose(0, 2, 3, 1)
 
 
 class ImageBatches:
-    """The training batch of a step, drawn epoch by epoch, each image moved a little; every rank takes its own part."""
+    """A part of the training batch of a step, drawn epoch by epoch, each image moved a little."""
 
-    def __init__(self, images: ImageSet, optimisation: ImageTraining, seed: int, rank: int, ranks: int):
-        self.images, self.seed, self.rank, self.ranks = images, seed, rank, ranks
+    def __init__(self, images: ImageSet, optimisation: ImageTraining, seed: int, part: int, parts: int):
+        self.images, self.seed, self.part, self.parts = images, seed, part, parts
         self.batch, self.shift = optimisation.batch, optimisation.shift
         self.epoch = -1
         self.batches: list[np.ndarray] = self._order(0)
@@ -56,13 +56,16 @@ class ImageBatches:
         return self.batches
 
     def __call__(self, step: int) -> Batch:
-        """Return this rank's part of the batch of ``step``."""
+        """Return the part of the batch of ``step``."""
         epoch, place = divmod(step, len(self.batches))
-        mine = np.sort(self._order(epoch)[place])[self.rank :: self.ranks]
+        whole = np.sort(self._order(epoch)[place])
+        mine = whole[self.part :: self.parts]
         images = self.images.images[mine]
         if self.shift:
-            images = shifted(images, self.shift, np.random.default_rng([self.seed, step, self.rank]))
-        return {"images": pixels(images), "labels": torch.from_numpy(self.images.labels[mine])}
+            moves_2B = np.random.default_rng([self.seed, step, 0]).integers(0, 2 * self.shift + 1, (2, len(whole)))
+            images = shifted(images, self.shift, moves_2B[:, self.part :: self.parts])
+        labels = torch.from_numpy(self.images.labels[mine])
+        return {"images": pixels(images), "labels": labels, "weight": weight(np.ones(len(whole)), self.part, self.parts)}
 
 
 class ImageModule(Training):

@@ -42,9 +42,9 @@ class FinetuningJob(Job):
         self.model = build_vit(shape, self.method, plan["experts"], plan["last"], len(self.train.classes), start, **where)
         self.module: ImageModule = ImageModule(self.model, self.method, self.optimisation, self.draw)
 
-    def batches(self, rank: int, ranks: int) -> ImageBatches:
+    def batches(self, part: int, parts: int) -> ImageBatches:
         """The downstream images, epoch by epoch."""
-        return ImageBatches(self.train, self.optimisation, self.draw, rank, ranks)
+        return ImageBatches(self.train, self.optimisation, self.draw, part, parts)
 
     def before(self, trainer: lightning.Trainer, folder: Path) -> None:
         """Keep the features of the pre-trained model."""
@@ -54,7 +54,8 @@ class FinetuningJob(Job):
         for split in ("train", "validation", "test"):
             images = read_set(self.prepared, f"{DOWNSTREAM}_{split}")
             features |= {split: predict(trainer, self.module, images)["features"], f"{split}_labels": images.labels}
-        _write(folder / "fewshot.npz", features)
+        if trainer.is_global_zero:
+            _write(folder / "fewshot.npz", features)
 
     def after(self, trainer: lightning.Trainer, folder: Path) -> list[dict[str, Any]]:
         """Predict every set, and tell the sizes of the model."""

@@ -33,9 +33,9 @@ class PretrainingJob(Job):
         self.model = build_vit(shape, self.method, plan["experts"], plan["last"], len(self.train.classes), **where)
         self.module: ImageModule = ImageModule(self.model, self.method, self.optimisation, run.seed)
 
-    def batches(self, rank: int, ranks: int) -> ImageBatches:
+    def batches(self, part: int, parts: int) -> ImageBatches:
         """The upstream images, epoch by epoch."""
-        return ImageBatches(self.train, self.optimisation, self.seed, rank, ranks)
+        return ImageBatches(self.train, self.optimisation, self.seed, part, parts)
 
     def after(self, trainer: lightning.Trainer, folder: Path) -> list[dict[str, Any]]:
         """Measure the accuracy on the upstream test set, in percent."""

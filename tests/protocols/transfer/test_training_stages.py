@@ -165,7 +165,7 @@ def test_frozen_routing_leaves_router_and_experts_bit_identical_and_trains_the_r
     module = FinetuningModule(encoder, options, {"balance": 0.01}, 0.0, 0, kind, freeze)
     inputs = features(kind, read_jsonl(prepared / "tasks" / "constructed_ner" / "train.jsonl"), tokenizer, options)
     trainer, _ = make_trainer(tmp_path, options, SCALE)
-    fit(trainer, module, TaskBatches(kind, inputs, options.batch, tokenizer.pad, 0, 0, 1), tmp_path)
+    fit(trainer, module, lambda part, parts: TaskBatches(kind, inputs, options.batch, tokenizer.pad, 0, part, parts), tmp_path)
     changed = {name for name, value in encoder.state_dict().items() if not torch.equal(value, before[name])}
     assert any(name.startswith("sparse.") for name in changed) != freeze
     assert {"embedding.weight", "blocks.0.qkv.weight", "norm.weight"} <= changed

@@ -129,19 +129,26 @@ def random_set(count):
 def test_an_epoch_has_every_image_once_and_ranks_share_it():
     data = random_set(23)
     options = ImageTraining(steps=1, batch=5, rate=0.1)
-    one = ImageBatches(data, options, seed=1, rank=0, ranks=1)
+    one = ImageBatches(data, options, seed=1, part=0, parts=1)
     whole = torch.cat([one(step)["images"] for step in range(5)])
     assert sorted(map(tuple, whole.flatten(1).tolist())) == sorted(map(tuple, pixels(np.asarray(data.images)).flatten(1).tolist()))
     assert not torch.equal(whole, torch.cat([one(step)["images"] for step in range(5, 10)]))
-    both = [ImageBatches(data, options, seed=1, rank=rank, ranks=2)(0)["labels"] for rank in (0, 1)]
+    both = [ImageBatches(data, options, seed=1, part=part, parts=2)(0)["labels"] for part in (0, 1)]
     assert sorted(torch.cat(both).tolist()) == sorted(one(0)["labels"].tolist())
+    shifting = options.model_copy(update={"shift": 1})
+    for parts in (2, 7):  # of the last batch's three images, some of seven parts have none
+        made = [ImageBatches(data, shifting, 1, part, parts)(4) for part in range(parts)]
+        undivided = ImageBatches(data, shifting, 1, 0, 1)(4)
+        moved = torch.cat([batch["images"] for batch in made])
+        assert sorted(moved.flatten(1).tolist()) == sorted(undivided["images"].flatten(1).tolist())
+        assert sum(batch["weight"].item() for batch in made) == pytest.approx(parts)
     assert whole.min() >= -1
     assert whole.max() <= 1
 
 
 def test_a_shift_moves_the_whole_image_and_leaves_black_behind():
     images = np.asarray(random_set(40).images) // 2 + 1
-    moved = shifted(images, 2, np.random.default_rng(0))
+    moved = shifted(images, 2, np.random.default_rng(0).integers(0, 5, (2, 40)))
     places = set()
     for before, after in zip(images[..., 0], moved[..., 0], strict=True):
         fits = []

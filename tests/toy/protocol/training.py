@@ -8,6 +8,7 @@ from moebench.files import write_json
 from moebench.moe.experts import ResidualExperts
 from moebench.moe.layer import MoELayer
 from moebench.moe.registry import build_router
+from moebench.training.batches import weight
 from moebench.training.job import Job
 from moebench.training.module import Training
 
@@ -34,8 +35,12 @@ class PointsJob(Job):
         files = (np.load(experiment.prepared / f"{split}.npz").items() for split in ("train", "test"))
         self.train, self.test = ({name: torch.from_numpy(values) for name, values in file} for file in files)
 
-    def batches(self, rank, ranks):
-        return lambda step: {name: values[32 * step % 320 :][:32] for name, values in self.train.items()}
+    def batches(self, part, parts):
+        def make(step):
+            own = {name: values[32 * step % 320 :][:32][part::parts] for name, values in self.train.items()}
+            return own | {"weight": weight(np.ones(32), part, parts)}
+
+        return make
 
     def after(self, trainer, folder):
         logits, labels, _ = self.module.eval().outputs(self.test)
