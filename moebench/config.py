@@ -28,7 +28,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, ValidationError, create_model, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    StrictBool,
+    ValidationError,
+    create_model,
+    model_serializer,
+    model_validator,
+)
 
 from moebench.errors import MoebenchError, nearest, shorten, shown
 
@@ -117,6 +128,11 @@ class Optimisation(Config):
     """Steps between resumable checkpoints."""
     accumulate: Positive = 1
     """In how many parts, one after the other, a rank computes its share of a batch: less memory, the same step."""
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave ``accumulate: 1`` out of plans: runs from before there was the key have the same configuration."""
+        return {key: value for key, value in serialise(self).items() if (key, value) != ("accumulate", 1)}
 
 
 class BaseMethod(Config):

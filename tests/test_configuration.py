@@ -7,8 +7,11 @@ import pytest
 import yaml
 
 from moebench import config
+from moebench.config import Optimisation
 from moebench.errors import MoebenchError
 from moebench.experiment import Experiment, papers, profiles
+from moebench.protocols.transfer.config import Pretraining
+from moebench.protocols.vision.config import ImageTraining
 
 ROOT = Path(__file__).parents[1]
 
@@ -229,3 +232,11 @@ def test_the_folder_of_benchmark_files_is_asked_for_and_checked(copy, monkeypatc
     monkeypatch.setenv("MOEBENCH_FOLDER", "no/such")
     with pytest.raises(MoebenchError, match=r"no/such: no such folder \(from MOEBENCH_FOLDER\)"):
         config.benchmark_folder(root)
+
+
+def test_a_batch_in_one_part_is_left_out_of_plans_so_that_they_are_those_of_before_the_key():
+    options = {"steps": 1, "batch": 8, "rate": 0.1}
+    for cls in (Optimisation, Pretraining, ImageTraining):
+        more = {"translation": 0} if cls is Pretraining else {}
+        assert "accumulate" not in cls(**options, **more).model_dump(mode="json")
+        assert cls(**options, **more, accumulate=2).model_dump(mode="json")["accumulate"] == 2

@@ -26,9 +26,9 @@ class Training(lightning.LightningModule):
 
     A step's batch may be computed in parts: by several ranks, each in ``accumulate`` parts. Cross-entropy and divergence are means over
     the targets of all parts (`moebench.training.batches.weight`). The losses of sparse layers are those of each part's tokens, as a mean
-    over parts: a part is what a layer routes at once, and has its capacity for, and public code (Switch, fairseq, Tutel) takes the balance
-    loss over just these tokens. One over the whole batch (arXiv 2501.11873) is another, weaker demand, and needs the loads of all ranks
-    within a forward pass.
+    over parts: a part is what a layer routes at once, and has its capacity for, and existing frameworks take the balance loss over a
+    micro-batch and average it over parallel groups (arXiv 2501.11873, abstract). One over the whole batch, which that paper proposes, is
+    another, weaker demand, and needs the loads of all ranks within a forward pass.
 
     ``loss``, ``tokens``, ``gradient_norm`` and ``watched`` are those of the last step, of all its parts; ``watched`` is, unless it is
     none, what its sparse layers reported.

@@ -177,6 +177,22 @@ def test_any_number_of_experts_and_any_padding(name, options, experts, lengths, 
     assert all(loss.isfinite() and loss.ndim == 0 for loss in aux.losses.values())
 
 
+@every_layer
+@pytest.mark.parametrize("rows", [0, 2])
+def test_a_batch_without_tokens_trains(name, options, rows):
+    """A rank without rows, or with padding alone, has finite losses and gradients, and the hook after a step finds no fault either."""
+    layer = build(name, options).train()
+    x, mask = torch.zeros(rows, 5, D, dtype=torch.float64), torch.zeros(rows, 5, dtype=torch.bool)
+    y, found = gradients(layer, lambda x, mask: call(layer, x, mask), x, mask)
+    assert not y.any()
+    assert all(gradient is None or gradient.isfinite().all() for gradient in found.values())
+    _, aux = call(layer, x, mask)
+    assert all(loss.isfinite() for loss in aux.losses.values())
+    assert (len(aux.probs), int(aux.load.sum()), aux.dropped) == (0, 0, 0)
+    layer.after_optimizer_step()
+    assert all(value.isfinite().all() for value in layer.state_dict().values())
+
+
 @every_router
 def test_tokens_that_are_all_alike(name, options):
     layer, x = build(name, options), states(1, 1).expand(2, 3, D)

@@ -119,7 +119,7 @@ def test_the_course_has_the_load_of_the_whole_batch(shared, tmp_path, kind):
     assert all(math.isfinite(load) for load in loads[0])
 
 
-@pytest.mark.parametrize("kind", ["mlm", "tagging", "images"])
+@pytest.mark.parametrize("kind", ["mlm", "counting", "tagging", "mimo"])
 def test_one_process_computes_a_batch_in_parts_also_in_more_than_it_has_rows(tmp_path, kind):
     whole, parts = (train(kind, tmp_path, 1, accumulate) for accumulate in (1, 5))
     distance = (parts["gradients"] - whole["gradients"]).norm(dim=1)
