@@ -118,8 +118,8 @@ def reason(name: str, leaf: Leaf, bad: Any) -> str:
         return "not stated, or large" if keys[-1] in ("seeds", "decimals") and bad in (None, 0) else ""
     if bad is None and OPTIONAL & {*keys}:
         return "optional"
-    if isinstance(bad, bool):
-        return "a switch" if keys[-1] in SWITCHES else ""
+    if isinstance(bad, bool) or (bad == 0 and keys[-1] in SWITCHES):
+        return "a switch, of which 0 is no" if keys[-1] in SWITCHES else ""
     if "seeds" in keys or keys[-1] == "seed":
         return "a seed" if bad in (0, 10**9) else ""
     if "losses" in keys:
@@ -154,9 +154,9 @@ def tried(tmp_path: Path, which: list[tuple[str, str, str, Leaf, int]]) -> list[
             Experiment(tmp_path, paper, profile).check()
         except MoebenchError as error:
             said = str(error)
-            if name not in said and f"profiles/{profile}.yaml" not in said:
+            if Path(name).stem not in said and f"profiles/{profile}.yaml" not in said:
                 wrong.append(f"{what}: does not name the file: {said[:200]}")
-            elif not any(str(key) in said for key in leaf if not isinstance(key, int)):
+            elif not any(str(key) in said for key in leaf if not isinstance(key, int)):  # or what holds it
                 wrong.append(f"{what}: does not name the key: {said[:200]}")
             elif max(map(len, said.splitlines())) > 2000:
                 wrong.append(f"{what}: a line of {max(map(len, said.splitlines()))} characters")

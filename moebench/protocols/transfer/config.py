@@ -147,7 +147,7 @@ class Method(BaseMethod):
         """The router, or the layer if it has none."""
         if self.layer == "none":
             return None
-        return ("router", self.router) if self.router else ("layer", self.layer)
+        return ("router", self.router) if self.router is not None else ("layer", self.layer)
 
     @model_validator(mode="after")
     def _parts_fit_the_ensemble(self) -> Method:
@@ -236,7 +236,7 @@ def _check_sizes(experiment: Experiment) -> None:
         raise MoebenchError(f"{experiment.data_file}: key 'corpus' is missing: the profile pre-trains")
     if setting.pretrain.translation and setting.pretrain.steps and not (data.constructed and data.constructed.parallel):
         raise MoebenchError(
-            f"{path}: key 'pretrain.translation' has the value {setting.pretrain.translation}; the data have no translated pairs"
+            f"{path}: key 'pretrain.translation' has the value {setting.pretrain.translation}; there are no pairs (constructed.parallel)"
         )
     check_memory(path, {"encoder": shape.weights, "sparse": inner.experts * inner.sublayers * 2 * shape.width * inner.inner})
     check_memory(experiment.data_file, {"tokens.vocabulary": (data.tokens.vocabulary or 0) * shape.width})
