@@ -163,7 +163,7 @@ def read_object(path: Path, **kinds: type) -> dict[str, Any]:
     return value
 
 
-def read_array(path: Path, mapped: bool = False) -> np.ndarray:
+def read_array(path: Path, mapped: bool = False, remedy: str = "delete it and run again") -> np.ndarray:
     """Read a ``.npy`` file, or map it into memory.
 
     Raises:
@@ -174,9 +174,9 @@ def read_array(path: Path, mapped: bool = False) -> np.ndarray:
     try:
         found = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise MoebenchError(f"{path}: not a readable array ({error}); delete it and run again") from error
+        raise MoebenchError(f"{path}: not a readable array ({error}); {remedy}") from error
     if not isinstance(found, np.ndarray):
-        raise MoebenchError(f"{path}: not a readable array, but an archive; delete it and run again")
+        raise MoebenchError(f"{path}: not a readable array, but an archive; {remedy}")
     return found
 
 

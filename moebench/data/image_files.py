@@ -351,7 +351,7 @@ def _numbered(path: Path) -> list[tuple[str, int]]:
 
 
 def _npy(path: Path) -> np.ndarray:
-    return read_array(path, mapped=True)
+    return read_array(path, mapped=True, remedy="get the original again")
 
 
 def _check_labels(path: Path, labels: np.ndarray, classes: Sequence[str]) -> None:

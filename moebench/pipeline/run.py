@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
-import subprocess
 import time
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
@@ -220,14 +218,7 @@ def is_default(root: Path, experiments: Sequence[Experiment]) -> bool:
 
 def device_slots(devices: int) -> list[str]:
     """Values of ``CUDA_VISIBLE_DEVICES`` for stages side by side, ``devices`` GPUs each; empty without a GPU."""
-    if "CUDA_VISIBLE_DEVICES" in os.environ:
-        found = [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name.strip()]
-    elif shutil.which("nvidia-smi"):
-        query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
-        done = subprocess.run(query, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False)
-        found = done.stdout.split() if done.returncode == 0 else []
-    else:
-        found = []
+    found = config.gpus()
     groups = [found[begin : begin + devices] for begin in range(0, len(found), devices)]
     return [",".join(group) for group in groups if len(group) == devices or len(groups) == 1]
 

@@ -157,7 +157,7 @@ def test_again_gives_the_same_bytes_and_nothing_is_left_beside(experiment):
     (folder / "stray").write_text("from another version")
     prepare(experiment)
     assert contents(folder) == first
-    assert [path.name for path in folder.parent.iterdir()] == ["xmoe"]
+    assert sorted(path.name for path in folder.parent.iterdir()) == [".xmoe.lock", "xmoe"]
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
@@ -174,7 +174,7 @@ def test_a_failure_in_the_middle_leaves_the_old_result(experiment, monkeypatch, 
     with pytest.raises(error):
         prepare(experiment)
     assert contents(folder) == before
-    assert [path.name for path in folder.parent.iterdir()] == ["xmoe"]
+    assert sorted(path.name for path in folder.parent.iterdir()) == [".xmoe.lock", "xmoe"]
 
 
 def test_a_failed_rename_brings_the_old_result_back(experiment, monkeypatch):
@@ -200,7 +200,7 @@ def test_what_a_killed_run_left_is_cleared(experiment):
     (beside / ".xmoe.new" / "tasks" / "half").write_text("x")
     (beside / ".xmoe.old").mkdir()
     prepare(experiment)
-    assert [path.name for path in beside.iterdir()] == ["xmoe"]
+    assert sorted(path.name for path in beside.iterdir()) == [".xmoe.lock", "xmoe"]
     assert not (beside / "xmoe" / "tasks" / "half").exists()
 
 

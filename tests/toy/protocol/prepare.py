@@ -15,10 +15,10 @@ def parts(experiment):
 
 
 def prepare(experiment, folder, say):
-    generator, count = np.random.default_rng(0), experiment.data.points
-    for split, noise in (("train", experiment.data.noise), ("test", 0.0)):
+    generator, count, noise = np.random.default_rng(0), experiment.data.points, experiment.data.noise
+    for split in ("train", "test"):
         points = generator.uniform(-1, 1, (count, 2)).astype(np.float32)
-        labels = 2 * (points[:, 0] > 0) + (points[:, 1] > 0)
-        labels = np.where(generator.random(count) < noise, generator.integers(0, 4, count), labels)
-        np.savez(folder / f"{split}.npz", points=points, labels=labels)
+        right = 2 * (points[:, 0] > 0) + (points[:, 1] > 0)
+        wrong = (split == "train") & (generator.random(count) < noise)
+        np.savez(folder / f"{split}.npz", points=points, labels=np.where(wrong, generator.integers(0, 4, count), right))
     write_json(folder / "manifest.json", {"source": "built-in", "revision": "points-1"})

@@ -4,8 +4,7 @@ from moebench.results.rendering import Block
 from moebench.results.statistics import deviation, mean
 from moebench.results.tables import Document, frame, measured_cell, title
 
-FILES = "| `accuracy.csv` `.md` `.tex` | accuracy |\n"
-NOTES = "Accuracy is in percent.\n"
+FILES, NOTES = "| `accuracy.csv` `.md` `.tex` | accuracy |\n", "Accuracy is in percent.\n"
 
 
 def tables(expected, measured):

@@ -15,16 +15,15 @@ from moebench.training.module import Training
 
 class Points(Training):
     def __init__(self, plan, seed):
-        method, width, experts = plan["method"], 16, plan["experts"]
-        super().__init__(Optimisation.model_validate(plan["pretrain"]), method["losses"], 0.0, seed)
+        super().__init__(Optimisation.model_validate(plan["pretrain"]), plan["method"]["losses"], 0.0, seed)
         torch.manual_seed(seed)
-        router = build_router(method["router"], width, experts, method["options"], 0)
-        self.inner, self.head = torch.nn.Linear(2, width), torch.nn.Linear(width, 4)
-        self.sparse = MoELayer(router, ResidualExperts(experts, width, width, 1), "sparse layer")
+        router = build_router(plan["method"]["router"], 16, plan["experts"], plan["method"]["options"], 0)
+        self.inner, self.head = torch.nn.Linear(2, 16), torch.nn.Linear(16, 4)
+        self.sparse = MoELayer(router, ResidualExperts(plan["experts"], 16, 16, 1), "sparse layer")
 
     def outputs(self, batch):
         states = self.inner(batch["points"])[:, None]
-        y, aux = self.sparse(states, torch.ones(states.shape[:2], dtype=torch.bool))
+        y, aux = self.sparse(states, torch.ones_like(states[..., 0], dtype=torch.bool))
         return self.head((states + y)[:, 0]), batch["labels"], [aux]
 
 
@@ -36,11 +35,8 @@ class PointsJob(Job):
         self.train, self.test = ({name: torch.from_numpy(values) for name, values in file} for file in files)
 
     def batches(self, part, parts):
-        def make(step):
-            own = {name: values[32 * step % 320 :][:32][part::parts] for name, values in self.train.items()}
-            return own | {"weight": weight(np.ones(32), part, parts)}
-
-        return make
+        own, whole = slice(part, 32, parts), {"weight": weight(np.ones(32), part, parts)}
+        return lambda step: whole | {name: values[32 * step % 320 :][own] for name, values in self.train.items()}
 
     def after(self, trainer, folder):
         logits, labels, _ = self.module.eval().outputs(self.test)
