@@ -125,9 +125,7 @@ def _log(root: Path, options: Options) -> None:
 
 def _list(root: Path, options: Options) -> None:
     if options.paper:
-        papers = experiment.papers(root)
-        if options.paper not in papers:
-            raise MoebenchError(f"unknown paper {options.paper!r}{nearest(options.paper, papers)}; papers are: {', '.join(papers)}")
+        experiment.check_paper(root, options.paper)
     print("\n".join(LISTS[options.kind](root, options.paper)))
 
 

@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import yaml
 from pydantic import (
@@ -74,6 +74,13 @@ class Config(BaseModel):
     """Base of every configuration: unknown keys are refused, as are NaN and infinity, and values cannot change."""
 
     model_config = FORM
+    newer: ClassVar[tuple[str, ...]] = ()
+    """Keys that a dump, and so a plan, leaves out where they have their default: runs from before there were such keys stay the same."""
+
+    @model_serializer(mode="wrap")
+    def _without_newer_defaults(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        left_out = [key for key in self.newer if getattr(self, key) == type(self).model_fields[key].default]
+        return {key: value for key, value in serialise(self).items() if key not in left_out}
 
 
 class Params(Config):
@@ -108,6 +115,7 @@ class BaseData(Config):
 class Optimisation(Config):
     """One run of AdamW with linear warm-up and linear decay to 0."""
 
+    newer = ("accumulate",)
     steps: Count
     batch: Positive
     rate: Rate
@@ -128,11 +136,6 @@ class Optimisation(Config):
     """Steps between resumable checkpoints."""
     accumulate: Positive = 1
     """In how many parts, one after the other, a rank computes its share of a batch: less memory, the same step."""
-
-    @model_serializer(mode="wrap")
-    def _without_default(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave ``accumulate: 1`` out of plans: runs from before there was the key have the same configuration."""
-        return {key: value for key, value in serialise(self).items() if (key, value) != ("accumulate", 1)}
 
 
 class BaseMethod(Config):

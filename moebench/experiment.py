@@ -238,6 +238,12 @@ def papers(root: Path) -> list[str]:
     return sorted(path.parent.name for path in (root / "experiments").glob("*/experiment.yaml"))
 
 
+def check_paper(root: Path, name: str) -> None:
+    """Raise MoebenchError, with the nearest name, if there is no such paper."""
+    if name not in (known := papers(root)):
+        raise MoebenchError(f"unknown paper {name!r}{nearest(name, known)}; papers are: {', '.join(known)}")
+
+
 def profiles(root: Path, paper: str | None = None) -> list[str]:
     """Names of the profiles of a paper, or of any, sorted: their files."""
     return sorted({path.stem for path in (root / "experiments").glob(f"{paper or '*'}/profiles/*.yaml")})
@@ -249,8 +255,8 @@ def experiments(root: Path, profile: str, paper: str | None = None) -> list[Expe
     Raises:
         MoebenchError: no such paper, no such profile, or the paper does not have it; the message names the nearest.
     """
-    if paper is not None and paper not in papers(root):
-        raise MoebenchError(f"unknown paper {paper!r}{nearest(paper, papers(root))}; papers are: {', '.join(papers(root))}")
+    if paper is not None:
+        check_paper(root, paper)
     if profile not in (known := profiles(root, paper)):
         whose = f" of paper {paper!r}" if paper else ""
         raise MoebenchError(f"unknown profile {profile!r}{whose}{nearest(profile, known)}; profiles are: {', '.join(known)}")

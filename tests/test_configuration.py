@@ -31,21 +31,6 @@ def test_router_options_are_read_without_importing_the_router():
         model.model_validate({"gate": "relu"})
 
 
-@pytest.fixture
-def copy(tmp_path, project):
-    """A copy of a paper's configuration, and a function that edits one of its files."""
-    shutil.copytree(project / "experiments" / "xmoe", tmp_path / "experiments" / "xmoe")
-    experiment = Experiment(tmp_path, "xmoe", "smoke")
-
-    def edit(file, change):
-        path = experiment.home / file
-        value = yaml.safe_load(path.read_text())
-        change(value)
-        path.write_text(yaml.safe_dump(value))
-
-    return experiment, edit
-
-
 METHOD = "methods/xmoe_softmax.yaml"
 SETTING = "profiles/smoke.yaml"
 ABOUT = "experiment.yaml"

@@ -23,6 +23,7 @@ from typing import Any
 
 import yaml
 
+from moebench.config import BaseLoader
 from moebench.errors import MoebenchError
 from moebench.experiment import Experiment
 from moebench.files import write_json, write_text
@@ -165,14 +166,13 @@ class Ledger:
         self.took = self.written - began
 
 
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 def _whole(lock: Path) -> dict[str, Any] | None:
     """The content of a lock file; none where it is not there, or damaged."""
     try:
-        found = yaml.load(lock.read_text(encoding="utf-8"), Loader=_LOADER)
+        found = yaml.load(lock.read_text(encoding="utf-8"), Loader=BaseLoader)
     except (OSError, ValueError, yaml.YAMLError):
         return None
     stages = found.get("stages") if isinstance(found, dict) and found.get("schema") == "2.0" else None

@@ -9,7 +9,7 @@ import pandas as pd
 
 from moebench.errors import MoebenchError, nearest
 from moebench.experiment import Experiment
-from moebench.files import write_text
+from moebench.files import atomic_path, write_text
 from moebench.results import records
 from moebench.results.tables import Expected, Measured
 
@@ -40,8 +40,8 @@ def tabulate(experiment: Experiment) -> None:
             path.unlink()
     for name in records.FILES:
         if (source / name).is_file():
-            shutil.copyfile(source / name, new := target / f".{name}.tmp")
-            new.replace(target / name)
+            with atomic_path(target / name) as new:
+                shutil.copyfile(source / name, new)
     for name, text in texts.items():
         write_text(target / name, text)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from moebench.config import BaseMethod, BaseSetting, Count, Few, Optimisation, Positive, Rate, Real, Share, check_memory, complaint
 from moebench.data.image_settings import BUILT_IN_CHANNELS, BUILT_IN_SIDE, ImageData
@@ -22,8 +22,6 @@ METRICS = (
     *("flops_per_image", "parameters"),
 )
 """Metrics of the records; of detection and few-shot accuracy ``<metric>_<score>`` and ``accuracy_<k>_shot``."""
-UNSET = ("blocks", "group")
-"""Keys that the dump of a setting, and so a plan, leaves out where they are not given: plans from before there were such keys stay."""
 EXPERTS = ("vmoe", "e3", "only_tiling", "only_partitioning", "multi_head")
 """Variants with layers of experts."""
 ENSEMBLES = ("batch_ensemble", "mimo", "mc_dropout")
@@ -42,6 +40,7 @@ class ImageTraining(Optimisation):
 class Setting(BaseSetting):
     """A paper under a profile: ``experiments/<paper>/profiles/<profile>.yaml``."""
 
+    newer = ("blocks", "group")
     vision: Vision
     finetune_side: Positive | None = None
     """Side of the images in fine-tuning, in pixels; none: that of ``vision``."""
@@ -65,10 +64,6 @@ class Setting(BaseSetting):
     def check(self, experiment: Experiment) -> None:
         """See `_check`."""
         _check(experiment)
-
-    @model_serializer(mode="wrap")
-    def _without_what_is_unset(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {key: value for key, value in dump(self).items() if key not in UNSET or value is not None}
 
     @model_validator(mode="after")
     def _blocks_are_a_list_by_itself(self) -> Setting:

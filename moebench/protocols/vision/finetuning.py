@@ -16,7 +16,7 @@ from moebench.files import atomic_write
 from moebench.models.shapes import Vision
 from moebench.protocols.vision.build import build_vit
 from moebench.protocols.vision.classification import ImageBatches, ImageModule, costs_of, predict
-from moebench.protocols.vision.config import UNSET, ImageTraining, Method
+from moebench.protocols.vision.config import ImageTraining, Method
 from moebench.training.job import Job
 
 FEATURES = (f"{DOWNSTREAM}_train", f"{DOWNSTREAM}_test", "ood_")
@@ -38,8 +38,8 @@ class FinetuningJob(Job):
         self.draw = run.seed * 1000 + self.method.draw
         torch.manual_seed(self.draw)
         shape, start = Vision.model_validate(plan["vision"]), experiment.start(run)
-        where = {key: plan[key] for key in UNSET if key in plan}
-        self.model = build_vit(shape, self.method, plan["experts"], plan["last"], len(self.train.classes), start, **where)
+        where = {key: plan.get(key) for key in ("last", "blocks", "group")}
+        self.model = build_vit(shape, self.method, plan["experts"], classes=len(self.train.classes), start=start, **where)
         self.module: ImageModule = ImageModule(self.model, self.method, self.optimisation, self.draw)
 
     def batches(self, part: int, parts: int) -> ImageBatches:

@@ -16,7 +16,7 @@ from moebench.experiment import Experiment, Run
 from moebench.models.shapes import Vision
 from moebench.protocols.vision.build import build_vit
 from moebench.protocols.vision.classification import ImageBatches, ImageModule, costs_of, predict
-from moebench.protocols.vision.config import UNSET, ImageTraining, Method
+from moebench.protocols.vision.config import ImageTraining, Method
 from moebench.training.job import Job
 
 
@@ -29,8 +29,8 @@ class PretrainingJob(Job):
         self.train, self.test = (read_set(experiment.prepared, f"{UPSTREAM}_{split}") for split in ("train", "test"))
         self.seed = run.seed
         torch.manual_seed(run.seed)
-        shape, where = Vision.model_validate(plan["vision"]), {key: plan[key] for key in UNSET if key in plan}
-        self.model = build_vit(shape, self.method, plan["experts"], plan["last"], len(self.train.classes), **where)
+        shape, where = Vision.model_validate(plan["vision"]), {key: plan.get(key) for key in ("last", "blocks", "group")}
+        self.model = build_vit(shape, self.method, plan["experts"], classes=len(self.train.classes), **where)
         self.module: ImageModule = ImageModule(self.model, self.method, self.optimisation, run.seed)
 
     def batches(self, part: int, parts: int) -> ImageBatches:

@@ -7,14 +7,14 @@ from typing import Any
 from moebench.data.image_settings import DOWNSTREAM, UPSTREAM
 from moebench.experiment import Experiment, Run
 from moebench.protocol import Plan
-from moebench.protocols.vision.config import UNSET, Method, vision
+from moebench.protocols.vision.config import Method, Setting, vision
 
 PRETRAINED_ON = UPSTREAM
 """Name of the task of pre-training in ``provenance.csv`` and ``costs.csv``."""
 IMAGES = "images"
 """The one part of the prepared data."""
 MODULE = {"pretrain": "pretraining", "finetune": "finetuning"}
-SCALE = {"precision", "threads", "devices", "nodes", "experts", "last", *UNSET}
+SCALE = {"precision", "threads", "devices", "nodes", "experts", "last", *Setting.newer}
 NOT_PRETRAINING = {"label", "published", "of", "pretrain_as", "draw"}
 NOT_FINETUNING = {"label", "published", "of"}
 ORIGINALS = ["moebench.data.image_benchmarks", "moebench.data.image_files"]

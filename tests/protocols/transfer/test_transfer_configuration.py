@@ -1,9 +1,6 @@
 """Every kind of mistake in the configuration of a paper on texts is named with what would be right."""
 
-import shutil
-
 import pytest
-import yaml
 
 from moebench.errors import MoebenchError
 from moebench.experiment import Experiment
@@ -14,21 +11,6 @@ from moebench.protocols.transfer.config import training_sets
 def test_every_training_set_of_a_shipped_profile_has_its_optimisation(project, profile):
     experiment = Experiment(project, "xmoe", profile)
     assert set(training_sets(experiment)) <= set(experiment.setting.finetune)
-
-
-@pytest.fixture
-def copy(tmp_path, project):
-    """A copy of a paper's configuration, and a function that edits one of its files."""
-    shutil.copytree(project / "experiments" / "xmoe", tmp_path / "experiments" / "xmoe")
-    experiment = Experiment(tmp_path, "xmoe", "smoke")
-
-    def edit(file, change):
-        path = experiment.home / file
-        value = yaml.safe_load(path.read_text())
-        change(value)
-        path.write_text(yaml.safe_dump(value))
-
-    return experiment, edit
 
 
 METHOD = "methods/xmoe_softmax.yaml"
