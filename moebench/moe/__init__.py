@@ -3,7 +3,7 @@
 from moebench.moe.capacity import queue_position
 from moebench.moe.contract import Router, RouterInputs, Routing
 from moebench.moe.dispatch import dispatch
-from moebench.moe.experts import FeedForwardExperts, ResidualExperts, SwiGLUExperts
+from moebench.moe.experts import FactorisedExperts, FeedForwardExperts, ResidualExperts, SwiGLUExperts
 from moebench.moe.grouped import grouped_linear
 from moebench.moe.layer import Aux, MoELayer, SparseLayer
 from moebench.moe.losses import load_balance, router_z, squared_variation
@@ -11,6 +11,7 @@ from moebench.moe.registry import build_layer, build_router, layer_names, router
 
 __all__ = [
     "Aux",
+    "FactorisedExperts",
     "FeedForwardExperts",
     "MoELayer",
     "ResidualExperts",

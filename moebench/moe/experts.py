@@ -1,6 +1,7 @@
 """Experts: residual stacks, feed-forward networks, gated feed-forward networks; E of a kind are one module.
 
-A rows (one per assignment), D model width, E experts, L sub-layers, F inner width.
+A rows (one per assignment), D model width, E experts, F inner width; L sub-layers of `ResidualExperts`, L reduced width of
+`FactorisedExperts`.
 
 All parameters have a leading E axis. A module is called with rows sorted by expert and the number of rows of each expert; it takes the
 number of experts from its parameters, so that `torch.func.functional_call` may give it parameters of another number of experts than
@@ -168,3 +169,56 @@ class SwiGLUExperts(nn.Module):
         gate_AF = grouped_linear(rows_AD, self.gate_weight, counts_E, backend=self.backend)
         up_AF = grouped_linear(rows_AD, self.up_weight, counts_E, backend=self.backend)
         return grouped_linear(F.silu(gate_AF) * up_AF, self.down_weight, counts_E, backend=self.backend)
+
+    @property
+    def gate_EFD(self) -> Tensor:
+        """(E, F, D) gate matrices."""
+        return self.gate_weight
+
+
+class FactorisedExperts(nn.Module):
+    """E networks down(silu(gate(reduce(x))) · up(x)) without biases: SwiGLU whose gate matrix is a product of two of rank L.
+
+    The experts of Autonomy-of-Experts (arXiv 2501.13074, eq. 3), where the reduction, of which they are chosen, is called W_down, the gate
+    W_up, the up-projection W_p and the down-projection W_o. Weights start as N(0, 0.02²), as in its public code; the gate then starts
+    smaller than that of `SwiGLUExperts`, by 0.02 · √L.
+
+    Args:
+        experts: E.
+        d_model: D.
+        low: L.
+        inner: F; `moebench.moe.matching.widened` makes an expert as large as one of SwiGLU.
+    """
+
+    def __init__(self, experts: int, d_model: int, low: int, inner: int):
+        super().__init__()
+        self.count = experts
+        self.backend: str | None = None
+        self.reduce_weight = _weights(experts, low, d_model)
+        self.gate_weight = _weights(experts, inner, low)
+        self.up_weight = _weights(experts, inner, d_model)
+        self.down_weight = _weights(experts, d_model, inner)
+
+    def forward(self, rows_AD: Tensor, counts_E: Tensor) -> Tensor:
+        """Run each expert on its rows: (A, D). See `ResidualExperts.forward`."""
+        return self.after_reduction(rows_AD, grouped_linear(rows_AD, self.reduce_weight, counts_E, backend=self.backend), counts_E)
+
+    def after_reduction(self, rows_AD: Tensor, reduced_AL: Tensor, counts_E: Tensor) -> Tensor:
+        """Run each expert on rows whose reduction is known.
+
+        Args:
+            rows_AD: (A, D), sorted by expert.
+            reduced_AL: (A, L) each row through its expert's reduction.
+            counts_E: (E,) number of rows of each expert.
+
+        Returns:
+            (A, D).
+        """
+        gate_AF = grouped_linear(reduced_AL, self.gate_weight, counts_E, backend=self.backend)
+        up_AF = grouped_linear(rows_AD, self.up_weight, counts_E, backend=self.backend)
+        return grouped_linear(F.silu(gate_AF) * up_AF, self.down_weight, counts_E, backend=self.backend)
+
+    @property
+    def gate_EFD(self) -> Tensor:
+        """(E, F, D) gate matrices, multiplied out: gate · reduce."""
+        return self.gate_weight @ self.reduce_weight

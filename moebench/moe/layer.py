@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from moebench.moe.contract import Router, RouterInputs, Routing
+from moebench.moe.coupling import coupling as coupling_loss
 from moebench.moe.dispatch import dispatch
 
 
@@ -42,10 +43,10 @@ class SparseLayer(nn.Module):
 
     losses: ClassVar[tuple[str, ...]] = ()
     """Names of the losses that the layer reports."""
-    causal: ClassVar[bool] = True
-    """Whether, in evaluation, a token's output depends on no later token."""
 
     experts: nn.Module
+    causal = True
+    """Whether, in evaluation, a token's output depends on no later token of its sequence."""
     needs_attention = False
     """Whether the layer has to be given attention probabilities."""
 
@@ -59,6 +60,7 @@ class SparseLayer(nn.Module):
         mask_BS: Tensor | None = None,
         token_ids_BS: Tensor | None = None,
         attention_BHSS: Tensor | None = None,
+        document_BS: Tensor | None = None,
     ) -> tuple[Tensor, Aux]:
         """Run the layer.
 
@@ -67,16 +69,25 @@ class SparseLayer(nn.Module):
             mask_BS: (B, S), true at real tokens; none: all are real.
             token_ids_BS: (B, S) vocabulary ids, for routers that look at them.
             attention_BHSS: (B, H, S, S) attention probabilities of the block before, for routers that look at them.
+            document_BS: (B, S) which document of its row a token is of, rising along a row; the layer then takes each document for a
+                sequence, and places count from its first real token. None: a row is one sequence.
 
         Returns:
             (B, S, D) change to add to ``x_BSD``, zero at padding, in its type; and what the layer reports.
 
         Raises:
             FloatingPointError: a score or weight is not finite; the message names the layer.
+            ValueError: both documents and attention are given: attention is over rows.
         """
+        if document_BS is not None and attention_BHSS is not None:
+            raise ValueError(f"{self.name}: attention is over rows, so routers that look at it cannot be given documents of a row")
         real_BS = torch.ones(x_BSD.shape[:2], dtype=torch.bool, device=x_BSD.device) if mask_BS is None else mask_BS.bool()
         tokens_TD = x_BSD[real_BS]
         sequence_T, position_T = real_BS.nonzero(as_tuple=True)
+        if document_BS is not None:
+            place_T2 = torch.stack([sequence_T, document_BS[real_BS]], 1)
+            sequence_T, length_N = torch.unique_consecutive(place_T2, dim=0, return_inverse=True, return_counts=True)[1:]
+            position_T = position_T - position_T[length_N.cumsum(0) - length_N][sequence_T]
         inputs = RouterInputs(
             tokens=tokens_TD.to(torch.promote_types(tokens_TD.dtype, torch.float32)),
             token_ids=None if token_ids_BS is None else token_ids_BS[real_BS],
@@ -105,6 +116,11 @@ class SparseLayer(nn.Module):
                 bad = int((~value.isfinite()).sum())
                 raise FloatingPointError(f"{self.name}: {bad} of {value.numel()} {what} of the router are not finite")
 
+    @property
+    def flops_per_row(self) -> int:
+        """Floating-point operations of a row through a routed expert, an addition and a multiplication counted as two: 2 a parameter."""
+        return 2 * sum(parameter.numel() for parameter in self.experts.parameters()) // cast(int, self.experts.count)
+
     def overhead(self, tokens: int, sequences: int) -> int:
         """Floating-point operations of a forward pass beside those of the experts' rows; 0 here."""
         return 0
@@ -122,13 +138,34 @@ class MoELayer(SparseLayer):
         name: what errors call this layer.
         shared: experts that see every token with weight 1 beside the routed ones (DeepSeekMoE, arXiv 2401.06066, eq. 9); none: there are
             no such experts. Built like ``experts``.
+        coupling: α of `moebench.moe.coupling.coupling`, which is then reported as one more loss, ``coupling``: with noise in training,
+            without in evaluation. None: no such loss. Its operations, 2·E²·D·F a batch, are not in `overhead`.
+
+    Raises:
+        ValueError: ``coupling`` is not above 0, or the router has no embedding (E, D), or the experts no gate.
     """
 
-    def __init__(self, router: Router, experts: nn.Module, name: str = "moe", shared: nn.Module | None = None):
+    def __init__(
+        self,
+        router: Router,
+        experts: nn.Module,
+        name: str = "moe",
+        shared: nn.Module | None = None,
+        coupling: float | None = None,
+    ):
         super().__init__(name)
+        if coupling is not None:
+            if not coupling > 0:
+                raise ValueError(f"coupling {coupling}: should be above 0, or none for no such loss")
+            if getattr(getattr(router, "embedding", None), "shape", None) != (router.experts, router.d_model):
+                raise ValueError(f"coupling {coupling}: {type(router).__name__} has no embedding of the tokens' width for each expert")
+            if not hasattr(experts, "gate_EFD"):
+                raise ValueError(f"coupling {coupling}: {type(experts).__name__} has no gate; SwiGLUExperts and FactorisedExperts have")
         self.router = router
         self.experts = experts
         self.shared = shared
+        self.coupling = coupling
+        self.causal = router.causal
         self.needs_attention = router.needs_attention
 
     def change(self, tokens_TD: Tensor, inputs: RouterInputs) -> tuple[Tensor, Aux]:
@@ -142,7 +179,11 @@ class MoELayer(SparseLayer):
             rows = self.shared(tokens_TD.repeat(count, 1), torch.full((count,), len(tokens_TD), device=tokens_TD.device))
             change_TD = change_TD + rows.view(count, *tokens_TD.shape).sum(0)
         probs_TE = routing.scores.softmax(-1) if routing.probs is None else routing.probs
-        return change_TD, Aux(routing.losses, routing.load, probs_TE, routing.dropped, routing)
+        losses = dict(routing.losses)
+        if self.coupling is not None:
+            embedding_ED, gate_EFD = cast(Tensor, self.router.embedding), cast(Tensor, self.experts.gate_EFD)
+            losses["coupling"] = coupling_loss(embedding_ED, gate_EFD, self.coupling, noise=self.training)
+        return change_TD, Aux(losses, routing.load, probs_TE, routing.dropped, routing)
 
     def overhead(self, tokens: int, sequences: int) -> int:
         """Operations of the router."""

@@ -5,8 +5,6 @@ T tokens, D model width, E experts, B sequences.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor, nn
 
@@ -36,7 +34,7 @@ class SMEAR(SparseLayer):
         ValueError: ``dropout`` is not in [0, 1).
     """
 
-    causal: ClassVar[bool] = False
+    causal = False
 
     def __init__(self, d_model: int, experts: nn.Module, name: str = "smear", *, dropout: float = 0.1):
         super().__init__(name)

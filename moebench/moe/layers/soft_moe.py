@@ -5,7 +5,7 @@ B sequences with real tokens, S positions, T real tokens, D model width, E exper
 
 from __future__ import annotations
 
-from typing import ClassVar, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,7 @@ class SoftMoE(SparseLayer):
         ValueError: ``slots`` is below 1.
     """
 
-    causal: ClassVar[bool] = False
+    causal = False
 
     def __init__(self, d_model: int, experts: nn.Module, name: str = "soft_moe", *, slots: int = 1):
         super().__init__(name)

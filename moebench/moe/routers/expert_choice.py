@@ -12,6 +12,7 @@ from torch import nn
 
 from moebench.moe.contract import Router, RouterInputs, Routing
 from moebench.moe.losses import router_z
+from moebench.moe.selection import expert_choice
 
 
 class ExpertChoice(Router):
@@ -70,13 +71,5 @@ class ExpertChoice(Router):
         group_T = inputs.require("sequence_ids")
         if self.training and self.group == "batch":
             group_T = torch.zeros_like(group_T)
-        begin_T = torch.searchsorted(group_T, group_T)  # the group's first token
-        size_T = torch.searchsorted(group_T, group_T, right=True) - begin_T
-        # each column: the tokens, group after group as they came, but within a group by falling probability
-        falling_TE = probs_TE.detach().argsort(dim=0, descending=True, stable=True)
-        order_TE = falling_TE.gather(0, group_T[falling_TE].argsort(dim=0, stable=True))
-        place_T = torch.arange(len(group_T), device=group_T.device) - begin_T
-        capacity_T = (size_T.double() * self.capacity_factor / self.experts).ceil()
-        taken_T = place_T < (capacity_T / self.capacity_multiple_of).ceil() * self.capacity_multiple_of
-        active_TE = torch.zeros_like(order_TE, dtype=torch.bool).scatter(0, order_TE, taken_T[:, None].expand_as(order_TE))
+        active_TE = expert_choice(probs_TE, group_T, self.capacity_factor, self.capacity_multiple_of)
         return Routing.from_mask(active_TE, probs_TE, scores=logits_TE, losses={"z": router_z(logits_TE)})

@@ -12,6 +12,7 @@ from torch import nn
 
 from moebench.moe.contract import Router, RouterInputs, Routing
 from moebench.moe.losses import load_balance, router_z
+from moebench.moe.selection import smallest_mass
 
 
 class TopP(Router):
@@ -50,9 +51,7 @@ class TopP(Router):
         """Route every token to at least one expert."""
         logits_TE = inputs.tokens @ self.embedding.T
         probs_TE = logits_TE.softmax(-1)
-        sorted_TE, order_TE = probs_TE.detach().sort(dim=-1, descending=True, stable=True)
-        before_TE = torch.cat([torch.zeros_like(sorted_TE[:, :1]), sorted_TE[:, :-1].cumsum(-1)], dim=-1)
-        active_TE = torch.zeros_like(order_TE, dtype=torch.bool).scatter(1, order_TE, before_TE <= self.threshold)
+        active_TE = smallest_mass(probs_TE, self.threshold)
         losses = {
             "balance": load_balance(probs_TE, active_TE.nonzero()[:, 1]),
             "entropy": -(probs_TE * logits_TE.log_softmax(-1)).sum() / max(len(probs_TE), 1),
