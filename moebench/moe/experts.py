@@ -187,7 +187,7 @@ class FactorisedExperts(nn.Module):
         experts: E.
         d_model: D.
         low: L.
-        inner: F; `moebench.moe.matching.widened` makes an expert as large as one of SwiGLU.
+        inner: F; `moebench.models.matching.widened` makes an expert as large as one of SwiGLU.
     """
 
     def __init__(self, experts: int, d_model: int, low: int, inner: int):
