@@ -1,0 +1,188 @@
+"""Multiple-choice tasks for language models, made in the pivot of the constructed languages: exact labels, no shortcut on the surface."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator
+from typing import Any
+
+from moebench.data.constructed import PATIENCE, ConstructedSource, corpus
+from moebench.data.constructed.corpus import Line
+from moebench.data.constructed.edits import Relation, drop, edit, editable, put
+from moebench.data.constructed.meaning import Event, Sentence, Term
+from moebench.data.constructed.realise import text
+from moebench.data.constructed.world import Sampler
+from moebench.data.text_settings import Constructed
+from moebench.errors import MoebenchError, nearest
+
+Item = dict[str, Any]
+Draft = tuple[str, list[str], int]
+"""Context, choices, index of the right one."""
+
+TASKS = ("agreement", "role", "entailment", "continuation")
+RESTATED: dict[str, Relation] = {"same": "same", "but": "opposite"}
+"""Connective → how what follows it relates to the event before."""
+
+
+class ChoiceSource:
+    """Makes text to train on and items to choose from, both in the pivot; the same options give the same bytes in any process.
+
+    The participants of a test item never meet in the training text (``World.split``), so no item stands in it.
+    """
+
+    revision = "choices-1"
+    """Raised by hand whenever the same options give other items; the text has `ConstructedSource.revision`."""
+
+    def __init__(self, options: Constructed) -> None:
+        self.source = ConstructedSource(options)
+        self.options, self.world = options, self.source.world
+        self.speaker = self.source.speakers[self.source.pivot]
+        self.makers = {"agreement": self._agreement, "role": self._role, "entailment": self._entailment, "continuation": self._continuation}
+
+    def documents(self, split: str) -> Iterator[str]:
+        """Yield the documents that `ConstructedSource.documents` has in the pivot: ``options.documents``, for ``validation`` a tenth."""
+        count = self.options.documents if split == "train" else (self.options.documents + 9) // 10
+        for document in corpus.documents(self.world, f"{self.options.seed}/documents/{self.source.pivot}/{split}", split, count):
+            yield corpus.written(document, self.speaker)
+
+    def items(self, task: str) -> list[Item]:
+        """Return ``options.test`` items of a task: ``id``, ``context``, ``choices``, ``label`` (index of the right choice). None is there twice.
+
+        Choices of an item have the same number of words. A choice continues its context after a space.
+
+        Raises:
+            MoebenchError: no such task, or the lexicon and the names are too small for that many different items.
+        """
+        if task not in TASKS:
+            raise MoebenchError(f"unknown multiple-choice task {task!r}{nearest(task, TASKS)}; tasks are: {', '.join(TASKS)}")
+        made: dict[tuple[str, ...], Item] = {}
+        repeats = 0
+        for context, choices, label in self.makers[task](random.Random(f"{self.options.seed}/choices/{task}")):
+            key = (context, *choices)
+            repeats = repeats + 1 if key in made else 0
+            made.setdefault(key, {"id": str(len(made)), "context": context, "choices": choices, "label": label})
+            if len(made) == self.options.test:
+                break
+            if repeats > PATIENCE:
+                raise MoebenchError(
+                    f"constructed data: no more than {len(made)} different items of {task}, {self.options.test} wanted:"
+                    " raise 'lexicon' or 'names', or ask for fewer"
+                )
+        return list(made.values())
+
+    def _agreement(self, rng: random.Random) -> Iterator[Draft]:
+        """Yield a question twice, with the question word that the clause calls for and with another.
+
+        ``when`` or ``where``: which of time and place the clause leaves open. ``who`` or ``what``: which kind of patient the verb
+        takes, the subject standing in between. Four items in a row have one of the four words each.
+        """
+        sampler = self._sampler(rng)
+        groups = {
+            word: tuple(group for group, (_, patient) in enumerate(self.world.signatures) if (patient in ("PER", "ORG")) == (word == "who"))
+            for word in ("who", "what")
+        }
+        for place, word in enumerate(itertools.cycle(("when", "where", "who", "what"))):
+            event = sampler.event(groups.get(word, ()))
+            while word in ("when", "where") and None in (event.time, event.place):
+                event = sampler.event()
+            if word in groups:
+                asked, other = "patient", "what" if word == "who" else "who"
+                sentence = Sentence(drop(event, tuple(slot for slot in ("time", "place") if rng.random() < 0.5)))
+            else:
+                asked, other = ("time", "where") if word == "when" else ("place", "when")
+                sentence = put(event, rng)
+            right = text(self.speaker.question(sentence, asked))
+            wrong = " ".join([self.speaker.language.word(other), *right.split()[1:]])
+            label = place // 4 % 2
+            yield self._statement(put(event, rng)), [wrong, right] if label else [right, wrong], label
+
+    def _role(self, rng: random.Random) -> Iterator[Draft]:
+        """Yield an event and, in the other voice, a question about it with its answer, against the same with agent and patient swapped.
+
+        The next item has the choices of the one before after the swapped event: what is right for one is wrong for the other, so nothing
+        but the relation of context and choice tells.
+        """
+        sampler = self._sampler(rng)
+        while True:
+            event = sampler.event(sampler.swappable)
+            asked = rng.choice(("agent", "patient"))
+            told, question = put(event, rng), put(drop(event, tuple(slot for slot in ("time", "place") if rng.random() < 0.5)), rng)
+            told = told._replace(passive=not question.passive)
+            both = (event, event.swapped())
+            choices = [
+                f"{text(self.speaker.question(question._replace(event=put_in), asked))} {text(self.speaker.answer(whole, asked))}"
+                for whole, put_in in zip(both, (question.event, question.event.swapped()), strict=True)
+            ]
+            yield from self._paired([(self._statement(told._replace(event=one)), label) for label, one in enumerate(both)], choices, rng)
+
+    def _entailment(self, rng: random.Random) -> Iterator[Draft]:
+        """Yield a premise and the connective of restatement or of contradiction; to choose: what follows from it, what contradicts it.
+
+        The two hypotheses differ in one word. The next item has the same premise and choices after the other connective.
+        """
+        sampler = self._sampler(rng)
+        while True:
+            event = sampler.event()
+            slot = rng.choice(editable(event, "same", self.world))
+            flip = rng.random() < 0.25
+            plan = put(
+                drop(event, tuple(part for part in ("adjective", "count", "time", "place") if part != slot and rng.random() < 0.3)), rng
+            )
+            edited = [edit(plan.event, slot, relation, flip, self.world, rng) for relation in RESTATED.values()]
+            choices = [self._statement(plan._replace(event=one)) for one in edited]
+            premise = self._statement(put(event, rng))
+            contexts = [(f"{premise} {self.speaker.language.word(connective)}", label) for label, connective in enumerate(RESTATED)]
+            yield from self._paired(contexts, choices, rng)
+
+    def _continuation(self, rng: random.Random) -> Iterator[Draft]:
+        """Yield the beginning of a document; to choose: its next line, and three that would be other documents'.
+
+        The next line restates or contradicts the event before. The others have its participants, order and length but other verbs that take
+        such participants: of another meaning, or of the wrong pole. No choice's verb stands in the context.
+        """
+        count = 0
+        for document in corpus.documents(self.world, f"{self.options.seed}/choices/documents", "test", 10**9):
+            place = rng.randrange(1, len(document))
+            line = document[place]
+            if line.connective not in RESTATED:
+                continue
+            context = corpus.written(document[:place], self.speaker)
+            known = set(context.split())
+            event = line.sentence.event
+            verbs = [verb for verb in self._verbs(event) if self.speaker.language.verb(_lemma(verb), False, False) not in known]
+            others = [verb for verb in verbs if (verb.group, verb.pole) != (event.verb.group, event.verb.pole)]
+            if event.verb not in verbs or len(others) < 3:
+                continue
+            label = count % 4
+            wrong = rng.sample(others, 3)
+            choices = [self._line(line, verb) for verb in [*wrong[:label], event.verb, *wrong[label:]]]
+            count += 1
+            yield context, choices, label
+
+    def _verbs(self, event: Event) -> list[Term]:
+        """Return all verbs that take the participants of an event."""
+        signatures = self.world.signatures
+        groups = [group for group, taken in enumerate(signatures) if taken == signatures[event.verb.group]]
+        return [Term(group, pole, variant) for group in groups for pole in (0, 1) for variant in (0, 1)]
+
+    def _line(self, line: Line, verb: Term) -> str:
+        sentence = line.sentence._replace(event=line.sentence.event._replace(verb=verb))
+        return text(self.speaker.sentence(sentence, line.connective))
+
+    def _sampler(self, rng: random.Random) -> Sampler:
+        return Sampler(self.world, rng, "test", "held out")
+
+    def _statement(self, sentence: Sentence) -> str:
+        return text(self.speaker.sentence(sentence))
+
+    @staticmethod
+    def _paired(contexts: list[tuple[str, int]], choices: list[str], rng: random.Random) -> Iterator[Draft]:
+        """Yield both contexts with the same choices, contexts and choices in random order."""
+        flip = rng.getrandbits(1)
+        for context, label in sorted(contexts, key=lambda pair: rng.random()):
+            yield context, choices[::-1] if flip else choices, label ^ flip
+
+
+def _lemma(verb: Term) -> str:
+    return f"verb{verb.group}.{verb.pole}.{verb.variant}"
