@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from moebench.config import Config, Count, Few, Positive, Rate, Share
+from moebench.config import Config, Count, Few, Positive, Rate, Real, Share
 
 
 class Encoder(Config):
@@ -36,6 +36,35 @@ class Encoder(Config):
     def weights(self) -> int:
         """How many there are, about, without the pieces' embedding and the inserted layer."""
         return self.width * (self.layers * (4 * self.width + 2 * self.inner) + self.max_positions + self.token_types)
+
+
+class Decoder(Config):
+    """Decoder in the layout of Llama (arXiv 2302.13971). Shapes: D width, H heads, F inner width of one feed-forward network, L layers."""
+
+    layers: Few
+    width: Positive
+    heads: Positive
+    inner: Positive
+    context: Positive
+    """The longest sequence, in tokens."""
+    base: Annotated[Real, Field(gt=1)] = 10000.0
+    """Of the rotary positions' wavelengths."""
+    epsilon: Rate = 1e-5
+    initial_std: Rate = 0.02
+    """Standard deviation of the initial weights and embeddings."""
+
+    @model_validator(mode="after")
+    def _heads_are_even_parts_of_the_width(self) -> Decoder:
+        if self.width % (2 * self.heads):
+            raise ValueError(
+                f"width {self.width} is not a multiple of 2 · heads {self.heads}: rotary positions turn pairs of a head's numbers"
+            )
+        return self
+
+    @property
+    def weights(self) -> int:
+        """How many there are, about, without the pieces' embedding and with one feed-forward network a block."""
+        return self.width * self.layers * (4 * self.width + 3 * self.inner)
 
 
 class Sparse(Config):
