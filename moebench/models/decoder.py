@@ -82,7 +82,7 @@ class Block(nn.Module):
         self.layer_norm = RMSNorm(shape.width, shape.epsilon)
 
     def attention(
-        self, x_BSD: Tensor, turns: tuple[Tensor, Tensor], visible: Tensor | None, extend: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+        self, x_BSD: Tensor, turns: tuple[Tensor, Tensor], visible: Tensor | None, cache: Cache | None, index: int
     ) -> Tensor:
         """Multi-head causal self-attention without its residual.
 
@@ -90,13 +90,15 @@ class Block(nn.Module):
             x_BSD: normed states.
             turns: cosine and sine of the positions, broadcast to (B, S, H, d / 2).
             visible: (B, 1, S, T), true where a query sees a key; none: all keys that are not after it.
-            extend: given the new keys and values, returns them and those before.
+            cache: extended here; none: there is nothing before.
+            index: the block's number in it.
         """
         B, S, D = x_BSD.shape
         query, key, value = self.qkv(x_BSD).view(B, S, 3, self.heads, D // self.heads).unbind(2)
         query, key = (rotate(x, *turns).to(value.dtype) for x in (query, key))
-        query_BHSd = query.transpose(1, 2)
-        key_BHTd, value_BHTd = extend(key.transpose(1, 2), value.transpose(1, 2))
+        query_BHSd, key_BHTd, value_BHTd = (x.transpose(1, 2) for x in (query, key, value))
+        if cache is not None:
+            key_BHTd, value_BHTd = cache.extend(index, key_BHTd, value_BHTd)
         causal = visible is None and S > 1
         y_BHSd = scaled_dot_product_attention(query_BHSd, key_BHTd, value_BHTd, attn_mask=visible, is_causal=causal)
         return self.out(y_BHSd.transpose(1, 2).reshape(B, S, D))
@@ -190,9 +192,7 @@ class Decoder(nn.Module):
         x_BSD = self.embedding(ids_BS)
         reports = []
         for index, block in enumerate(cast("Iterable[Block]", self.blocks)):
-            # bound now, called within this round of the loop
-            extend = (lambda key, value: (key, value)) if cache is None else (lambda key, value, i=index: cache.extend(i, key, value))
-            x_BSD = x_BSD + block.attention(block.attention_norm(x_BSD), turns, visible, extend)
+            x_BSD = x_BSD + block.attention(block.attention_norm(x_BSD), turns, visible, cache, index)
             change_BSD, aux = block.layer(block.layer_norm(x_BSD), mask_BS, ids_BS, document_BS=document_BS)
             x_BSD = x_BSD + change_BSD
             reports.append(aux)
