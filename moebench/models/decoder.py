@@ -142,6 +142,11 @@ class Decoder(nn.Module):
                     if "norm" not in name:
                         parameter.data.mul_(shape.initial_std / 0.02)
 
+    @property
+    def layers(self) -> list[SparseLayer]:
+        """The feed-forward layers, block after block."""
+        return [block.layer for block in cast("Iterable[Block]", self.blocks)]
+
     def forward(
         self, ids_BS: Tensor, mask_BS: Tensor | None = None, positions_BS: Tensor | None = None, cache: Cache | None = None
     ) -> tuple[Tensor, list[Aux]]:
