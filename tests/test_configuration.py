@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -181,15 +182,16 @@ def test_every_check_of_a_router_is_made_without_importing_it(project):
         for name in names:
             part = config.part(kind, name)
             source = (config.MOE_FOLDER / f"{kind}s" / f"{name}.py").read_text()
-            options = {key: field.default for key, field in part.options.model_fields.items()}
+            options = {key: 1 if field.is_required() else field.default for key, field in part.options.model_fields.items()}
             bad = {
                 key
                 for key in options
-                if part.refusal(options | {key: -7}, d_model=8, vocabulary=8, experts=4 if kind == "router" else None)
+                if part.refusal(options | {key: -7}, d_model=8, vocabulary=8, experts=4 if kind == "router" else SimpleNamespace(count=4))
             }
             refused[name] = bad
             assert bad or "raise ValueError" not in source or name in ("hash", "dense", "gshard"), name
     assert refused["partitioned"] >= {"members", "k", "overlap", "noise_std", "capacity_factor"}
+    assert refused["aoe"] == {"k", "threshold", "capacity_factor"}
     assert refused["moec"] >= {"cluster_size", "dropout", "temperature"}
 
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moebench import config
-from moebench.moe import MoELayer, ResidualExperts, build_layer, build_router, layer_names, router_names
+from moebench.moe import FactorisedExperts, MoELayer, ResidualExperts, build_layer, build_router, layer_names, router_names
 
 VARIANTS = {
     "xmoe": [{"temperature": 0.5, "dim": 5, "norm": 1.0}, {"gate": "sigmoid", "reduce": False, "normalise": False}],
@@ -24,7 +24,10 @@ VARIANTS = {
     "top_p": [{"threshold": 0.6}],
     "topk": [{"k": 3}],
     "aux_free": [{"k": 1}, {"k": 1, "normalise": True}],
+    "aoe": [{"selection": "top_p", "weights": "all"}, {"selection": "expert_choice", "group": "sequence", "weights": "all"}],
 }
+REQUIRED = {"norm": {"low": 5}}
+"""Options without a default."""
 VOCABULARY = 50
 D = 8
 MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 0, 0, 0, 0]], dtype=torch.bool)
@@ -44,6 +47,7 @@ UNTAUGHT = {
     ("dselect_k", "mixture"): "with k 1 there is one selector and nothing to weigh",
 }
 """Parameters that the task's loss does not reach, by design."""
+ROUNDED = {"aoe": "its scores are activations of the experts, which autocast rounds"}
 OWN_BALANCE = {"dynmoe": "the mean number of experts a token when even", "stablemoe": "0 when even"}
 
 
@@ -75,19 +79,29 @@ every_layer = pytest.mark.parametrize(
 )
 
 
+def networks(name, experts, identity):
+    if name != "aoe":
+        return ResidualExperts(experts, D, 12, 2, identity=identity)
+    made = FactorisedExperts(experts, D, 5, 12)
+    if identity:
+        torch.nn.init.zeros_(made.down_weight)
+    return made
+
+
 def build(name, options, experts=4, identity=False, seed=1):
     """A layer in fp64, in evaluation, with weights far from 0 so that no term is negligible."""
     torch.manual_seed(seed)
+    experts = 1 if name == "dense" else experts
+    known = config.part("layer" if name in layer_names() else "router", name).options.model_fields
+    options = REQUIRED.get(name, {}) | options
+    if "k" in known and options.get("k", known["k"].default) > experts:
+        options = options | {"k": experts}
     if name in layer_names():
-        experts = 1 if name == "dense" else experts
-        layer = build_layer(name, D, ResidualExperts(experts, D, 12, 2, identity=identity), options, "the layer")
+        layer = build_layer(name, D, networks(name, experts, identity), options, "the layer")
     else:
-        known = config.part("router", name).options.model_fields
-        if "k" in known and options.get("k", known["k"].default) > experts:
-            options = options | {"k": experts}
         router = build_router(name, D, experts, options, VOCABULARY)
         router.before_training(torch.arange(VOCABULARY))
-        layer = MoELayer(router, ResidualExperts(experts, D, 12, 2, identity=identity), "the layer")
+        layer = MoELayer(router, networks(name, experts, identity), "the layer")
     if not identity:
         for parameter in layer.experts.parameters():
             torch.nn.init.normal_(parameter, std=0.4)
@@ -266,7 +280,7 @@ def test_a_prediction_depends_on_no_batch_mate(name, options):
 @every_layer
 def test_where_causality_is_claimed_later_tokens_change_nothing(name, options):
     layer, x = build(name, options), states(*MASK.shape)
-    if not (layer.causal if name in layer_names() else layer.router.causal):
+    if not layer.causal:
         pytest.skip("not claimed")
     changed = torch.cat([x[:, :2], states(3, 3, seed=9)], 1)
     later, _ = call(layer, changed, MASK)
@@ -353,7 +367,7 @@ def test_saved_loaded_and_resumed_it_is_the_same_bit_for_bit(name, options):
     assert whole.state_dict().keys() == continued.state_dict().keys()
     for key, value in whole.state_dict().items():
         assert torch.equal(value, continued.state_dict()[key]), key
-    assert not torch.equal(whole.experts.fc1_weight, build(name, options).float().experts.fc1_weight)
+    assert not torch.equal(next(whole.experts.parameters()), next(build(name, options).float().experts.parameters()))
     x = states(*MASK.shape).float()
     assert torch.equal(call(whole.eval(), x, MASK)[0], call(continued.eval(), x, MASK)[0])
 
@@ -373,6 +387,8 @@ def test_two_runs_are_the_same_bit_for_bit(name, options):
 
 @every_layer
 def test_bf16_is_close_to_fp32_and_routes_the_same(name, options):
+    if name in ROUNDED:
+        pytest.skip(ROUNDED[name])
     layer, x = build(name, options).float(), states(4, 8).float()
     exact, aux = call(layer, x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
