@@ -278,6 +278,30 @@ def test_a_prediction_depends_on_no_batch_mate(name, options):
 
 
 @every_layer
+@pytest.mark.parametrize("training", [True, False])
+def test_documents_packed_into_rows_are_sequences(name, options, training):
+    layer = build(name, options).train(training)
+    if layer.needs_attention:
+        pytest.skip("attention is over rows")
+    start = copy.deepcopy(layer.state_dict())
+    document = torch.tensor([[0, 0, 0, 1, 1, 2], [4, 4, 5, 5, 5, 5]])
+    real = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]], dtype=torch.bool)
+    x, lengths = states(2, 6), [3, 2, 1, 2, 1]
+    ids = (1000 * x[..., 0]).long().remainder(VOCABULARY)
+    torch.manual_seed(5)
+    packed, packed_aux = layer(x, real, ids, None, document)
+    layer.load_state_dict(start)  # counters, in training
+    rows, row_ids = (torch.nn.utils.rnn.pad_sequence(value[real].split(lengths), batch_first=True) for value in (x, ids))
+    torch.manual_seed(5)
+    mask = torch.arange(3)[None] < torch.tensor(lengths)[:, None]
+    alone, aux = layer(rows, mask, row_ids)
+    torch.testing.assert_close(packed[real], alone[mask], rtol=0, atol=1e-12)
+    assert packed[~real].abs().max() == 0
+    for key, loss in aux.losses.items():
+        torch.testing.assert_close(packed_aux.losses[key], loss, rtol=0, atol=1e-12)
+
+
+@every_layer
 def test_where_causality_is_claimed_later_tokens_change_nothing(name, options):
     layer, x = build(name, options), states(*MASK.shape)
     if not layer.causal:

@@ -1,4 +1,4 @@
-"""Whole layers against outputs and gradients of public code: the top-k baseline of Autonomy-of-Experts, and TorchScale's layer."""
+"""Whole layers against outputs and gradients of public code: Autonomy-of-Experts, its top-k baseline, and TorchScale's layer."""
 
 import math
 from pathlib import Path
@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from moebench.moe import MoELayer
-from moebench.moe.experts import FeedForwardExperts, SwiGLUExperts
+from moebench.moe.experts import FactorisedExperts, FeedForwardExperts, SwiGLUExperts
+from moebench.moe.layers.aoe import AoE
 from moebench.moe.routers.gshard import GShard
 from moebench.moe.routers.switch import Switch
 from moebench.moe.routers.topk import TopK
@@ -52,6 +53,27 @@ def test_topk_with_swiglu_experts(case):
     ((y * data["upstream"]).sum() + k * aux.losses["balance"]).backward()
     close(x.grad, data["grad_x"], 1e-4)
     close(layer.router.embedding.grad, data["grad_gate"], 1e-4)
+
+
+@pytest.mark.parametrize("case", ["case00", "case01", "case02"])
+def test_autonomy_of_experts(case):
+    data = golden("aoe_layer", case)
+    n, d, low, inner, k = (int(data[key]) for key in ("n", "d", "d_low", "d_wide", "K"))
+    layer = AoE(d, FactorisedExperts(n, d, low, inner), k=k)
+    names = {"reduce_weight": "W_down", "gate_weight": "W_up", "up_weight": "W_p", "down_weight": "W_o"}
+    fill(layer.experts, {ours: data[theirs].transpose(1, 2).contiguous() for ours, theirs in names.items()})
+    x = data["x"].clone().requires_grad_()
+    y, aux = layer(x)
+    torch.testing.assert_close(aux.routing.scores, data["norms"], rtol=0, atol=1e-5)
+    by_expert = data["selected"].sort(1)
+    assert torch.equal(aux.routing.expert.view(-1, k), by_expert.values)  # ours rise along a token
+    torch.testing.assert_close(aux.routing.weight.view(-1, k), data["weights"].gather(1, by_expert.indices), rtol=0, atol=1e-5)
+    torch.testing.assert_close(y, data["y"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(k * aux.losses["balance"], data["aux"], rtol=0, atol=1e-5)  # there shares are over tokens and sum to K
+    ((y * data["upstream"]).sum() + k * aux.losses["balance"]).backward()
+    close(x.grad, data["grad_x"], 1e-4)
+    for ours, theirs in names.items():
+        close(layer.experts.get_parameter(ours).grad.transpose(1, 2), data[f"grad_{theirs}"], 1e-4)
 
 
 def torchscale(data):

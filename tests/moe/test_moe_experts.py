@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from moebench.moe.experts import FeedForwardExperts, ResidualExperts, SwiGLUExperts
+from moebench.moe.experts import FactorisedExperts, FeedForwardExperts, ResidualExperts, SwiGLUExperts
 from moebench.moe.grouped import BACKENDS
 
 
@@ -113,18 +113,31 @@ class SwiGLU(nn.Module):
         return self.down(nn.functional.silu(self.gate(x)) * self.up(x))
 
 
-PLACES = {"fc1": "0", "norm": "2", "fc2": "3", "gate": "gate", "up": "up", "down": "down"}
+class Factorised(SwiGLU):
+    def __init__(self):
+        super().__init__()
+        self.reduce, self.gate = nn.Linear(8, 3, bias=False), nn.Linear(3, 16, bias=False)
+
+    def forward(self, x):
+        return self.down(nn.functional.silu(self.gate(self.reduce(x))) * self.up(x))
+
+
+PLACES = {"reduce": "reduce", "fc1": "0", "norm": "2", "fc2": "3", "gate": "gate", "up": "up", "down": "down"}
 KINDS = [{"activation": a, "bias": b, "subln": s} for a in ("gelu", "relu") for b in (True, False) for s in (True, False)]
 
 
 @pytest.mark.parametrize("counts", [[3, 0, 1, 3], [0, 0, 0, 7], [0, 0, 0, 0]])
 @pytest.mark.parametrize("backend", ["loop", "segments"])
-@pytest.mark.parametrize("options", [None, *KINDS], ids=str)
+@pytest.mark.parametrize("options", ["swiglu", "factorised", *KINDS], ids=str)
 def test_feed_forward_experts_equal_torch_modules_row_by_row_with_gradients(options, backend, counts):
     torch.manual_seed(0)
-    experts = (SwiGLUExperts(4, 8, 16) if options is None else FeedForwardExperts(4, 8, 16, **options)).double()
+    if isinstance(options, str):
+        experts = {"swiglu": SwiGLUExperts(4, 8, 16), "factorised": FactorisedExperts(4, 8, 3, 16)}[options].double()
+        modules = [{"swiglu": SwiGLU, "factorised": Factorised}[options]().double() for _ in range(4)]
+    else:
+        experts = FeedForwardExperts(4, 8, 16, **options).double()
+        modules = [sequential(**options) for _ in range(4)]
     experts.backend = backend
-    modules = [SwiGLU().double() if options is None else sequential(**options) for _ in range(4)]
     names = [name for name, _ in experts.named_parameters()]
     for name in names:
         nn.init.normal_(experts.get_parameter(name), std=0.5)
@@ -154,6 +167,7 @@ MODULES = {
     "residual": lambda count: ResidualExperts(count, 8, 16, 2, activation="relu"),
     "feed-forward": lambda count: FeedForwardExperts(count, 8, 16, subln=True),
     "swiglu": lambda count: SwiGLUExperts(count, 8, 16),
+    "factorised": lambda count: FactorisedExperts(count, 8, 8, 16),
 }
 
 
@@ -187,6 +201,15 @@ def test_backends_agree_under_autocast(backend, kind):
     assert 0 < (rough - exact).norm() / exact.norm() < 0.02
     for name, parameter in experts.named_parameters():
         assert (parameter.grad - fine[name]).norm() / fine[name].norm() < 0.1, name
+
+
+def test_the_gate_of_an_expert_as_one_matrix():
+    torch.manual_seed(0)
+    swiglu, factorised, x = SwiGLUExperts(3, 8, 16).double(), FactorisedExperts(3, 8, 5, 16).double(), torch.randn(8, dtype=torch.float64)
+    assert swiglu.gate_EFD is swiglu.gate_weight
+    for e in range(3):
+        direct = factorised.gate_weight[e] @ (factorised.reduce_weight[e] @ x)
+        torch.testing.assert_close(factorised.gate_EFD[e] @ x, direct, rtol=0, atol=1e-15)
 
 
 def test_an_unknown_activation_is_refused():

@@ -39,6 +39,28 @@ def test_the_router_sees_real_tokens_only():
     assert aux.losses["some"].item() == 5
 
 
+def test_documents_are_counted_over_the_batch_and_places_within_them():
+    module, mask = layer(), torch.tensor([[0, 1, 1, 1, 1], [1, 1, 1, 1, 0], [0, 0, 0, 0, 0], [0, 1, 0, 1, 1]], dtype=torch.bool)
+    documents = torch.tensor([[0, 0, 0, 2, 2], [2, 2, 3, 3, 9], [9, 9, 9, 9, 9], [8, 9, 9, 9, 10]])
+    module(torch.randn(4, 5, 4), mask, document_BS=documents)
+    seen = module.router.seen
+    assert seen.sequence_ids.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5]
+    assert seen.positions.tolist() == [0, 1, 0, 1, 0, 1, 0, 1, 0, 2, 0]
+    with pytest.raises(ValueError, match="moe: attention is over rows"):
+        module(torch.randn(1, 2, 4), None, None, torch.ones(1, 1, 2, 2), torch.zeros(1, 2, dtype=torch.long))
+
+
+def test_operations_of_a_row_are_two_a_parameter_of_an_expert():
+    module = layer()
+    assert module.flops_per_row == 2 * sum(parameter[0].numel() for parameter in module.experts.parameters())
+
+
+def test_a_layer_is_as_causal_as_its_router(monkeypatch):
+    assert layer().causal
+    monkeypatch.setattr(Recorder, "causal", False)
+    assert not layer().causal
+
+
 def test_padding_may_hold_anything_and_gets_zero_rows_and_zero_gradients():
     module, x = layer(), torch.randn(2, 4, 4)
     clean, _ = module(x, MASK)
