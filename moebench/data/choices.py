@@ -23,6 +23,8 @@ Draft = tuple[str, list[str], int]
 TASKS = ("agreement", "role", "entailment", "continuation")
 RESTATED: dict[str, Relation] = {"same": "same", "but": "opposite"}
 """Connective → how what follows it relates to the event before."""
+PATIENTS = {"who": ("PER", "PER"), "what": ("PER", "LOC")}
+"""Question word → verbs whose patient it asks for. Their agents are alike, so the subject does not tell one from the other."""
 
 
 class ChoiceSource:
@@ -47,9 +49,9 @@ class ChoiceSource:
             yield corpus.written(document, self.speaker)
 
     def items(self, task: str) -> list[Item]:
-        """Return ``options.test`` items of a task: ``id``, ``context``, ``choices``, ``label`` (index of the right choice). None is there twice.
+        """Return ``options.test`` different items of a task: ``id``, ``context``, ``choices``, ``label`` (index of the right choice).
 
-        Choices of an item have the same number of words. A choice continues its context after a space.
+        The choices of an item have the same number of words. A choice continues its context after a space.
 
         Raises:
             MoebenchError: no such task, or the lexicon and the names are too small for that many different items.
@@ -75,12 +77,11 @@ class ChoiceSource:
         """Yield a question twice, with the question word that the clause calls for and with another.
 
         ``when`` or ``where``: which of time and place the clause leaves open. ``who`` or ``what``: which kind of patient the verb
-        takes, the subject standing in between. Four items in a row have one of the four words each.
+        takes, people being the subject and standing in between. Four items in a row have one of the four words each.
         """
         sampler = self._sampler(rng)
         groups = {
-            word: tuple(group for group, (_, patient) in enumerate(self.world.signatures) if (patient in ("PER", "ORG")) == (word == "who"))
-            for word in ("who", "what")
+            word: tuple(group for group, taken in enumerate(self.world.signatures) if taken == kinds) for word, kinds in PATIENTS.items()
         }
         for place, word in enumerate(itertools.cycle(("when", "where", "who", "what"))):
             event = sampler.event(groups.get(word, ()))
