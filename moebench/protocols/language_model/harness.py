@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -104,14 +104,14 @@ class Examinee(TemplateLM):
         self, requests: Sequence[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
     ) -> list[tuple[float, bool]]:
         results = [(0.0, True)] * len(requests)
-        asked = [place for place, (_, _, continuation) in enumerate(requests) if continuation]
-        for place in asked:
+        lengths = {place: len(context) + len(continuation) for place, (_, context, continuation) in enumerate(requests) if continuation}
+        for place in lengths:
             if len(requests[place][2]) > self.window:
                 raise MoebenchError(
                     f"a continuation has {len(requests[place][2])} pieces, more than the decoder's context of {self.window}: "
                     f"{requests[place][0][1][:60]!r}…"
                 )
-        for places in _batches(asked, lambda place: len(requests[place][1]) + len(requests[place][2]), self.batch):
+        for places in _batches(lengths, self.batch):
             values, greedy = self._score([requests[place][1:] for place in places])
             for place, value, best in zip(places, values, greedy, strict=True):
                 results[place] = value, best
@@ -119,7 +119,7 @@ class Examinee(TemplateLM):
 
     @torch.inference_mode()
     def _score(self, pairs: list[tuple[list[int], list[int]]]) -> tuple[list[float], list[bool]]:
-        """Log-likelihood and greediness of one batch's continuations. Rows are padded on the right; logits are of predicted tokens alone."""
+        """Log-likelihood and greediness of a batch's continuations. Rows are padded on the right; logits are of predicted tokens alone."""
         inputs = [torch.tensor([*context, *continuation][:-1][-self.window :]) for context, continuation in pairs]
         ids_BS = torch.nn.utils.rnn.pad_sequence(inputs, batch_first=True, padding_value=self.pieces.pad)
         lengths_B1 = torch.tensor([[len(ids)] for ids in inputs])
@@ -154,7 +154,7 @@ class Examinee(TemplateLM):
         for most, places in kinds.items():
             kept = max(self.window - most, (self.window + 1) // 2)
             prompts = {place: self.tok_encode(requests[place].args[0])[-kept:] for place in places}
-            for group in _batches(places, lambda place, prompts=prompts: len(prompts[place]), self.batch):
+            for group in _batches({place: len(prompt) for place, prompt in prompts.items()}, self.batch):
                 for place, text in zip(
                     group, self._continue([prompts[place] for place in group], min(most, self.window - kept)), strict=True
                 ):
@@ -171,9 +171,9 @@ class Examinee(TemplateLM):
         return [self.pieces.decode(_before(ids, self.pieces.eos)) for ids in new_BS.tolist()]
 
 
-def _batches(places: list[int], length: Callable[[int], int], size: int) -> Iterator[list[int]]:
-    """Yield the places in batches, longest first; equally long ones in their order."""
-    ordered = sorted(places, key=lambda place: -length(place))
+def _batches(lengths: Mapping[int, int], size: int) -> Iterator[list[int]]:
+    """Yield places (place → length) in batches, longest first; equally long ones in their order."""
+    ordered = sorted(lengths, key=lambda place: -lengths[place])
     for start in range(0, len(ordered), size):
         yield ordered[start : start + size]
 
@@ -223,7 +223,7 @@ def local_tasks(folder: Path) -> dict[str, ConfigurableTask]:
     from datasets import Dataset
     from lm_eval.api.task import ConfigurableTask
 
-    tasks = {}
+    tasks: dict[str, ConfigurableTask] = {}
     for path in sorted(folder.glob("*.yaml")):
         rows = read_jsonl(path.with_suffix(".jsonl"))
         config = yaml.safe_load(path.read_text(encoding="utf-8")) | {
@@ -247,7 +247,7 @@ def harness_tasks(shots: Mapping[str, int]) -> dict[str, ConfigurableTask]:
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager()
-    tasks = {}
+    tasks: dict[str, ConfigurableTask] = {}
     for name, number in shots.items():
         if name not in manager.all_tasks:
             raise MoebenchError(f"lm-eval has no task {name!r}{nearest(name, manager.all_tasks)}")

@@ -1,4 +1,4 @@
-"""Shallow baselines of multiple choice: what a task gives away without understanding. A decoder's accuracy counts only above the best of them."""
+"""Shallow baselines of multiple choice: what a task gives away. A decoder's accuracy counts only above the best of them."""
 
 from __future__ import annotations
 
