@@ -7,6 +7,7 @@ counter on the dense path. D width, S positions, F inner width, E experts.
 from __future__ import annotations
 
 from moebench.models import shapes
+from moebench.models.decoder import Decoder
 from moebench.models.encoder import Encoder
 
 
@@ -56,3 +57,31 @@ def costs_of(encoder: Encoder, sparse: shapes.Sparse | None, positions: int, row
     """Return ``parameters``, ``active_parameters`` and ``flops_per_token`` of an encoder without its head; arguments as above."""
     total, active = parameter_counts(encoder)
     return {"parameters": total, "active_parameters": active, "flops_per_token": round(flops_per_token(encoder, sparse, positions, rows))}
+
+
+def macs_per_token(decoder: Decoder, rows: float, context: int) -> float:
+    """Multiplications of a token's forward pass through a decoder, with its head.
+
+    Args:
+        decoder: the decoder.
+        rows: rows of routed experts a token takes in a block, as measured.
+        context: S; attention is over (S + 1) / 2 keys on average, 2 D of them each. 0 leaves attention's scores out.
+    """
+    D = decoder.shape.width
+    keys = (context + 1) / 2 if context else 0
+    total: float = decoder.embedding.weight.numel()
+    for layer in decoder.layers:
+        total += 4 * D * D + 2 * D * keys + (rows if layer.experts.count > 1 else 1) * layer.flops_per_row / 2 + layer.overhead(1, 1) / 2
+    return total
+
+
+def decoder_costs(decoder: Decoder, rows: float, context: int) -> dict[str, int]:
+    """Return ``parameters``, ``active_parameters`` and ``flops_per_token`` of a decoder; arguments as above.
+
+    Active are those that a token's forward pass uses at so many rows a block; the embedding, which is also the head, counts once.
+    """
+    total = active = sum(parameter.numel() for parameter in decoder.parameters())
+    for layer in decoder.layers:
+        experts = sum(parameter.numel() for parameter in layer.experts.parameters())
+        active -= round(experts * (1 - min(rows, layer.experts.count) / layer.experts.count)) if layer.experts.count > 1 else 0
+    return {"parameters": total, "active_parameters": active, "flops_per_token": round(2 * macs_per_token(decoder, rows, context))}

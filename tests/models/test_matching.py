@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moebench.moe.matching import matching_rank, widened
+from moebench.models.matching import matching_rank, widened
 
 
 @pytest.mark.parametrize(("low", "width"), [(64, 4393), (128, 4194), (256, 3840), (512, 3264)])

@@ -1,0 +1,305 @@
+"""What data, a setting and a method may say: a decoder is pre-trained on text, examined by likelihood and zero-shot. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from fractions import Fraction
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from moebench.config import (
+    BaseData,
+    BaseMethod,
+    BaseSetting,
+    Config,
+    Count,
+    Few,
+    Optimisation,
+    Positive,
+    Rate,
+    Share,
+    Weight,
+    check_memory,
+    layers,
+)
+from moebench.data.text_settings import Constructed, TextData
+from moebench.errors import MoebenchError, nearest
+from moebench.experiment import Experiment
+from moebench.models.matching import matching_rank, widened
+from moebench.models.shapes import Decoder
+
+CONSTRUCTED_TASKS = ("agreement", "role", "entailment", "continuation")
+"""Tasks in the constructed pivot language (``moebench/data/choices.py``), of equal weight in the average."""
+HARNESS_TASKS = ("arc_easy", "piqa", "social_iqa", "winogrande", "hellaswag", "mnli", "qnli", "sst2")
+"""Tasks of lm-evaluation-harness, by its names, in the order of the paper's tables."""
+TASKS = (*CONSTRUCTED_TASKS, *HARNESS_TASKS)
+LIKELIHOOD = ("nll", "perplexity", "bits_per_byte")
+CHOICES = ("accuracy", "accuracy_normalised", "nll", "brier", "ece")
+ROUTING = (
+    *("load_entropy", "router_entropy", "rank_margin", "idle", "max_violation", "experts_per_token", "dropped_share", "coupling"),
+    *("load", "macs_per_token"),
+)
+METRICS = (*LIKELIHOOD, *(name for name in CHOICES if name != "nll"), *ROUTING)
+"""Metrics of the records."""
+
+
+class Docstrings(Config):
+    """Documentation strings of the pinned packages and of the standard library: English."""
+
+    source: Literal["docstrings"]
+
+
+class Pivot(Config):
+    """The pivot of the constructed languages, in which ``tasks`` of that kind are asked; ``constructed`` says how it is made."""
+
+    source: Literal["constructed"]
+
+
+class Files(Config):
+    """Plain text below the folder of original files: a file, or a folder of ``*.txt``."""
+
+    source: Literal["files"]
+    path: str
+    document: Literal["line", "block", "file"] = "block"
+    """What a document is: a line, a block between empty lines, or a file."""
+
+    @model_validator(mode="after")
+    def _path_stays_below(self) -> Files:
+        if PurePosixPath(self.path).is_absolute() or ".." in PurePosixPath(self.path).parts:
+            raise ValueError(f"path {self.path!r} leaves the folder; give a path below it")
+        return self
+
+
+class Benchmarks(Config):
+    """Texts in one language out of the original benchmark files that the section ``benchmarks`` names."""
+
+    source: Literal["benchmarks"]
+    language: str
+
+
+class Stream(Config):
+    """A data set of the hub, or a folder in its layout below ``data/downloads``, read as a stream until there are enough tokens."""
+
+    source: Literal["stream"]
+    repository: str
+    """``owner/name@revision``, the revision in 40 hexadecimal digits, or a folder below ``data/downloads``."""
+    tokens: Annotated[int, Field(strict=True, ge=1, le=10**13)]
+    """Of the training text."""
+    validation_tokens: Positive
+    column: str = "text"
+
+
+class Tokens(Config):
+    """Which tokenizer: byte-pair encoding trained on the training text, or a checkpoint's."""
+
+    source: Literal["trained", "checkpoint"] = "trained"
+    vocabulary: Positive | None = None
+    """Number of pieces; only for ``trained``, where it is required."""
+    checkpoint: str | None = None
+    """A folder below ``data/downloads``, or owner/name@revision; only for ``checkpoint``, where it is required."""
+
+    @model_validator(mode="after")
+    def _options_fit_the_source(self) -> Tokens:
+        if (self.vocabulary is None) == (self.source == "trained"):
+            raise ValueError(f"vocabulary is {'required' if self.source == 'trained' else 'not an option'} for source {self.source!r}")
+        if (self.checkpoint is None) == (self.source == "checkpoint"):
+            raise ValueError(f"checkpoint is {'required' if self.source == 'checkpoint' else 'not an option'} for source {self.source!r}")
+        return self
+
+
+Text = Annotated[Docstrings | Pivot | Files | Benchmarks | Stream, Field(discriminator="source")]
+
+
+class Data(BaseData):
+    """The texts of a profile, and what models are asked about them."""
+
+    texts: Annotated[dict[str, Text], Field(min_length=1)]
+    """Name → where it comes from; rows of all are mixed in pre-training, perplexity is measured on each."""
+    constructed: Constructed | None = None
+    """How the constructed languages are made; for a text with source ``constructed``, and for the tasks in it."""
+    benchmarks: TextData | None = None
+    """Which original files, as data of papers on texts name them; for texts with source ``benchmarks``."""
+    tasks: dict[str, Count] = Field(default_factory=dict)
+    """Zero-shot task → examples shown before each question (0: none)."""
+    sequence_length: Annotated[Positive, Field(ge=8)]
+    """Tokens of a row."""
+    validation_rows: Positive
+    """At most so many held-out rows of each text."""
+    tokens: Tokens
+
+    @property
+    def outside(self) -> bool:
+        """Whether files outside the project are read."""
+        return any(text.source in ("files", "benchmarks", "stream") for text in self.texts.values())
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Data:
+        made = [name for name, text in self.texts.items() if text.source == "constructed"]
+        if bool(made) != (self.constructed is not None):
+            raise ValueError("the section 'constructed' belongs to, and is required by, a text with source 'constructed'")
+        if len(made) > 1:
+            raise ValueError(f"texts {made[0]!r} and {made[1]!r} are both the constructed pivot language")
+        if any(text.source == "benchmarks" for text in self.texts.values()) != (self.benchmarks is not None):
+            raise ValueError("the section 'benchmarks' belongs to, and is required by, texts with source 'benchmarks'")
+        if self.benchmarks is not None and self.benchmarks.source != "files":
+            raise ValueError(f"benchmarks.source {self.benchmarks.source!r}: should be 'files'")
+        for name in self.texts:
+            if not re.fullmatch("[a-z][a-z0-9_]*", name):
+                raise ValueError(f"texts: the name {name!r} should be made of lower-case letters, digits and underscores")
+        for name in self.tasks:
+            if name not in TASKS:
+                raise ValueError(f"tasks names {name!r}{nearest(name, TASKS)}; tasks are: {', '.join(TASKS)}")
+            if name in CONSTRUCTED_TASKS and not made:
+                raise ValueError(f"task {name!r} is asked in the constructed pivot language, which is none of the texts")
+            if name in CONSTRUCTED_TASKS and self.tasks[name]:
+                raise ValueError(f"tasks.{name} {self.tasks[name]}: should be 0, as constructed tasks have no examples to show")
+        return self
+
+
+class Pretraining(Optimisation):
+    """Next-token pre-training; the learning rate rises linearly and falls as ``decay`` says, to ``floor`` times its peak."""
+
+    decay: Literal["linear", "cosine"] = "cosine"
+    floor: Share = 0.0
+
+
+class Setting(BaseSetting):
+    """A paper under a profile: ``experiments/<paper>/profiles/<profile>.yaml``."""
+
+    decoder: Decoder
+    experts: Few
+    """E of every block's layer of experts."""
+    pretrain: Pretraining
+    examine_batch: Positive = 64
+    """Sequences at once in measuring."""
+    beside: str = "2"
+    """Number of the published table that the main table stands beside."""
+
+    def check(self, experiment: Experiment) -> None:
+        """See `_check`."""
+        _check(experiment)
+
+
+class Method(BaseMethod):
+    """One method: ``experiments/<paper>/methods/<method>.yaml``; its layer stands in every block."""
+
+    table: Literal["main", "selection", "removed"] = "main"
+    """In which table it is shown: the main one, that of other ways to select, or that of trained models whose router is taken away."""
+    layer: str
+    """``dense``: one feed-forward network; ``moe``: router and experts; or a file of ``moebench/moe/layers``."""
+    router: str | None = None
+    wide: Few = 1
+    """The inner width of layer ``dense``, in widths of an expert."""
+    rank: Annotated[str, Field(pattern=r"^\d+/\d+$")] | None = None
+    """L / D, as ``256/768``: the gate of every expert is factorised, D → L → F; none: it is one matrix."""
+    match: Literal["width", "rank"] = "width"
+    """How an expert that is factorised keeps the parameters of one that is not: it is wider (AoE, arXiv 2501.13074, eq. 5), or its rank
+    follows, r = dD / (d + D), and its width stays (arXiv 2512.23447, section 2); that takes no ``rank``."""
+    coupling: Weight = 0.0
+    """Coefficient of the expert-router coupling loss (arXiv 2512.23447)."""
+    coupling_alpha: Rate = 1.0
+    """Its α."""
+
+    @property
+    def source(self) -> tuple[Literal["router", "layer"], str]:
+        """The router, or the layer if it has none."""
+        return ("router", self.router) if self.router is not None else ("layer", self.layer)
+
+    @property
+    def factorised(self) -> bool:
+        """Whether experts have a factorised gate."""
+        return self.rank is not None or self.match == "rank"
+
+    @model_validator(mode="after")
+    def _parts_fit_the_layer(self) -> Method:
+        if (self.router is None) != (self.layer != "moe"):
+            raise ValueError(f"layer {self.layer!r} {'needs a' if self.layer == 'moe' else 'takes no'} router")
+        if self.wide > 1 and self.layer != "dense":
+            raise ValueError(f"wide {self.wide} belongs to layer 'dense'")
+        if self.factorised and self.layer == "dense":
+            raise ValueError("rank and match belong to layers of experts")
+        if self.rank is not None and self.match == "rank":
+            raise ValueError(f"rank {self.rank}: with match 'rank' it follows from the width")
+        if self.rank is not None and not 0 < self.share < 1:
+            raise ValueError(f"rank {self.rank}: should be above 0 and below 1, as a share of the width")
+        if self.coupling and self.layer != "moe":
+            raise ValueError(f"coupling {self.coupling:g} is a loss of router and experts, which layer {self.layer!r} has not")
+        if (self.table == "removed") != (self.pretrain_as is not None):
+            raise ValueError("table 'removed' and pretrain_as belong together: such a method is the trained model of another")
+        if self.pretrain_as and self.losses and any(self.losses.values()):
+            raise ValueError("losses belong to training, and a method with pretrain_as trains nothing: give 0")
+        return self
+
+    @property
+    def share(self) -> Fraction:
+        """`rank` as a number; 0 where it is none, or divides by 0."""
+        above, below = map(int, (self.rank or "0/1").split("/"))
+        return Fraction(above, below) if below else Fraction(0)
+
+
+def shape_of(setting: Setting, method: Method) -> dict[str, int]:
+    """The experts of a method: ``experts`` E, ``inner`` F, and ``low`` L, 0 where the gate is one matrix."""
+    width, inner = setting.decoder.width, setting.decoder.inner
+    if method.layer == "dense":
+        return {"experts": 1, "inner": inner * method.wide, "low": 0}
+    if method.match == "rank":
+        return {"experts": setting.experts, "inner": inner, "low": matching_rank(width, inner)}
+    low = round(width * method.share)
+    return {"experts": setting.experts, "inner": matched(width, inner, low), "low": low}
+
+
+def matched(width: int, inner: int, low: int) -> int:
+    """F of an expert with as many parameters as one of inner width ``inner`` whose gate is one matrix; itself where ``low`` is 0."""
+    return widened(width, inner, low) if low else inner
+
+
+def _check(experiment: Experiment) -> None:
+    """Check that data, setting and methods fit together.
+
+    Raises:
+        MoebenchError: they do not; the message names the file, the key and what would be right.
+    """
+    setting: Setting = experiment.setting
+    data: Data = experiment.data
+    shape, path = setting.decoder, experiment.setting_file
+    if shape.context < data.sequence_length:
+        raise MoebenchError(
+            f"{path}: key 'decoder.context' has the value {shape.context}; {experiment.data_file} has rows of {data.sequence_length} tokens"
+        )
+    weights = setting.experts * shape.layers * 3 * shape.width * shape.inner
+    check_memory(path, {"decoder": shape.weights, "experts": weights})
+    check_memory(experiment.data_file, {"tokens.vocabulary": (data.tokens.vocabulary or 0) * shape.width})
+    rows = setting.pretrain.batch * data.sequence_length * shape.width / (setting.devices * setting.nodes * setting.pretrain.accumulate)
+    check_memory(path, {"pretrain.batch' x 'sequence_length": rows})
+    for name, method in experiment.methods.items():
+        _check_method(experiment, name, method)
+
+
+def _check_method(experiment: Experiment, name: str, method: Method) -> None:
+    path, setting = experiment.method_file(name), experiment.setting
+    if method.layer not in layers():
+        raise MoebenchError(
+            f"{path}: key 'layer' has the value {method.layer!r}{nearest(method.layer, layers())}; layers are: {', '.join(layers())}"
+        )
+    sizes = shape_of(setting, method)
+    if method.factorised and (sizes["low"] < 1 or sizes["inner"] < 1):
+        raise MoebenchError(f"{path}: key 'rank' has the value {method.rank}; of width {setting.decoder.width} that leaves {sizes}")
+    experiment.check_options(name, setting.decoder.width, sizes["experts"])
+    if method.pretrain_as is not None:
+        _check_start(path, method, experiment.method(method.pretrain_as, f"{path}: key 'pretrain_as': "))
+
+
+def _check_start(path: Path, method: Method, start: Method) -> None:
+    if start.pretrain_as:
+        raise MoebenchError(f"{path}: key 'pretrain_as' names {method.pretrain_as!r}, which is not trained by itself")
+    for key in ("wide", "rank", "match"):
+        if (mine := getattr(method, key)) != (theirs := getattr(start, key)):
+            raise MoebenchError(f"{path}: key {key!r} has the value {mine!r}, but {method.pretrain_as!r} was pre-trained with {theirs!r}")
+
+
+def shown_in(table: str, methods: Mapping[str, Method]) -> list[str]:
+    """Names of the methods of a table, in their order."""
+    return [name for name, method in methods.items() if method.table == table]

@@ -1,0 +1,85 @@
+"""Figures of language models, as SVG that is the same byte for byte when drawn again from the same points."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+
+import matplotlib
+import pandas as pd
+from matplotlib.figure import Figure
+
+from moebench.protocols.language_model.numbers import ROUTED, Expected, Values
+from moebench.results.statistics import mean
+from moebench.results.tables import rows_of
+
+STABLE = {"svg.hashsalt": "moebench", "svg.fonttype": "none", "font.size": 8.0}
+LAYER = re.compile(r"layer(\d+)")
+
+
+def by_depth(values: Values, expected: Expected, metric: str, heading: str) -> str:
+    """A measure of how experts are used over the depth of the model: a line a method, the mean over seeds."""
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for name in expected.of("main"):
+        points = []
+        for (task, language, measure), methods in values.items():
+            if task == ROUTED and measure == metric and LAYER.fullmatch(language) and methods.get(name):
+                points.append((float(language.removeprefix("layer")), mean(list(methods[name].values()))))
+        if points:
+            lines[expected.methods[name].label] = sorted(points)
+    return _drawn([("", lines)], "block", heading, expected)
+
+
+def loads(values: Values, expected: Expected, names: Sequence[str]) -> str:
+    """Load of each expert of each block, sorted, over all seeds: a panel a method, a line a block."""
+    panels = []
+    for name in names:
+        shares: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+        for (task, language, measure), methods in values.items():
+            if task == ROUTED and measure == "load":
+                for seed, value in methods.get(name, {}).items():
+                    shares[language.partition(".")[0]][seed].append(value)
+        lines = {
+            f"block {int(layer.removeprefix('layer'))}": [
+                (float(place + 1), mean(column))
+                for place, column in enumerate(zip(*(sorted(one, reverse=True) for one in seeds.values()), strict=True))
+            ]
+            for layer, seeds in sorted(shares.items())
+        }
+        panels.append((expected.methods[name].label, lines))
+    return _drawn(panels, "expert, busiest first", "share of the load", expected)
+
+
+def norms(points: pd.DataFrame, expected: Expected, name: str) -> str:
+    """Mean norm of every expert over training, the mean over seeds would hide which: the first seed's; a panel a block."""
+    mine = points[(points["method"] == name) & points["curve"].str.startswith("norm.")]
+    if len(mine):
+        mine = mine[mine["seed"] == mine["seed"].min()]
+    panels: dict[str, dict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows_of(mine.sort_values(["curve", "point"])):
+        _, layer, expert = row["curve"].split(".")
+        panels[f"block {int(layer.removeprefix('layer'))}"][f"expert {int(expert.removeprefix('expert'))}"].append((row["x"], row["y"]))
+    return _drawn(list(panels.items()), "step", "mean norm", expected)
+
+
+def _drawn(panels: Sequence[tuple[str, dict[str, list[tuple[float, float]]]]], x: str, y: str, expected: Expected) -> str:
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # whatever the reader's own settings are
+        matplotlib.rcParams.update(STABLE)  # type: ignore[arg-type]
+        count = max(len(panels), 1)
+        figure = Figure(figsize=(2.4 * count + 2.4, 3.2), layout="constrained")
+        all_axes = figure.subplots(1, count, sharey=True, squeeze=False)[0]
+        for axes, (heading, lines) in zip(all_axes, panels, strict=False):
+            for (label, found), marker in zip(lines.items(), "osD^v<>pPX*h" * 20, strict=False):
+                axes.plot(*zip(*found, strict=True), marker=marker, markersize=2.5, linewidth=0.9, label=label)
+            axes.set(xlabel=x, title=heading)
+        all_axes[0].set(ylabel=y)
+        figure.suptitle(f"{expected.about.name}, profile {expected.profile}, {expected.data or 'nothing measured yet'}", fontsize=8)
+        if panels and panels[-1][1]:
+            handles, labels = all_axes[0].get_legend_handles_labels()
+            figure.legend(handles, labels, loc="outside right upper", fontsize=6)
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    return text.getvalue()

@@ -1,0 +1,306 @@
+"""How the tables of language models are laid out for readers, and what is said beside the numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from moebench.protocols.language_model.config import CONSTRUCTED_TASKS
+from moebench.protocols.language_model.numbers import ALL, AVERAGE, MARGIN, MOST_SEEDS, ROUTED, TEXT, Expected, Key, Values
+from moebench.results.rendering import Block
+from moebench.results.statistics import LEAST_SEEDS, mean
+from moebench.results.tables import EMPTY, SPREAD, difference_cell, difference_meaning, measured_cell, notes, number, rows_of
+
+MEASURES = {
+    "nll": ("NLL, nats a token", 3),
+    "perplexity": ("perplexity", 2),
+    "bits_per_byte": ("bits a byte", 4),
+    "accuracy": ("accuracy, %", 1),
+    "accuracy_normalised": ("accuracy by characters, %", 1),
+    "brier": ("Brier", 3),
+    "ece": ("ECE", 3),
+    "load_entropy": ("Ent_load, nats", 3),
+    "router_entropy": ("Ent_conf, nats", 3),
+    "rank_margin": ("rank margin", 3),
+    "idle": ("idle", 3),
+    "max_violation": ("MaxVio", 2),
+    "experts_per_token": ("experts a token", 2),
+    "coupling": ("coupling loss", 3),
+    "macs_per_token": ("MACs a token, thousands", 1),
+}
+"""Measure → heading and decimals."""
+TASK_NAMES = {
+    "arc_easy": "ARC-E",
+    "piqa": "PIQA",
+    "social_iqa": "SIQA",
+    "winogrande": "WINO",
+    "hellaswag": "HELLA",
+    "mnli": "MNLI",
+    "qnli": "QNLI",
+    "sst2": "SST2",
+    AVERAGE: "AVG",
+}
+"""Task → what the paper's tables call it."""
+LIKELIHOOD_MEANING = (
+    "Of the held-out text, all tokens but the first of each document and row; bits a byte divide by the bytes of the text, so that they compare"
+    " between tokenizers. Lower is better."
+)
+ROUTING_MEANING = (
+    "Measured on all held-out text, where nothing is dropped; means over blocks, but idle, which is summed. Ent_load is the entropy of the"
+    " experts' shares f / K (balanced: ln E), Ent_conf the mean entropy of a token's softmax over all scores (lower: surer). The latter falls"
+    " with the size of the scores alone; the rank margin does not: the gap between the K-th and the next score over the deviation of a"
+    " token's scores. Idle is the largest share minus the smallest, a stand-in for the time that experts wait. The coupling loss"
+    " (arXiv 2512.23447) without its noise, α = 1, is 0 where every expert answers its own router row most; norms have no such rows."
+)
+SHALLOW = "best shallow baseline"
+
+
+def keys_of(tasks: Iterable[str], metric: str = "accuracy") -> list[Key]:
+    """Keys of a metric of zero-shot tasks."""
+    return [(task, "", metric) for task in tasks]
+
+
+def text_keys(expected: Expected, metrics: Sequence[str]) -> list[Key]:
+    """Keys of likelihood."""
+    return [(TEXT, text, metric) for metric in metrics for text in expected.texts]
+
+
+def heading_of(key: Key) -> str:
+    """What a column is called."""
+    task, language, metric = key
+    if task == TEXT:
+        return f"{MEASURES[metric][0]}, {language}"
+    if task == ROUTED:
+        return MEASURES[metric][0]
+    return TASK_NAMES.get(task, task)
+
+
+def grid(table: pd.DataFrame, heading: str, text: Sequence[str], keys: Sequence[Key], more: Sequence[tuple[str, ...]] = ()) -> Block:
+    """A row a method, a column a key; then ``more`` rows."""
+    cells, labels = _cells(table)
+    rows = [(label, *(measured_cell(cells[name, key], MEASURES[key[2]][1]) for key in keys)) for name, label in labels.items()]
+    return Block(heading, tuple(text), ("method", *map(heading_of, keys)), (*rows, *more))
+
+
+def difference_grid(table: pd.DataFrame, expected: Expected, keys: Sequence[Key], text: Sequence[str] = ()) -> Block:
+    """Differences to the baseline."""
+    cells, labels = _cells(table)
+    rows = tuple(
+        (label, *(difference_cell(cells[name, key], MEASURES[key[2]][1]) for key in keys))
+        for name, label in labels.items()
+        if name != expected.baseline
+    )
+    return Block(f"Difference to {expected.label}", (*text, difference_meaning(expected)), ("method", *map(heading_of, keys)), rows)
+
+
+def undecided(table: pd.DataFrame, expected: Expected, keys: Sequence[Key]) -> list[Block]:
+    """How many seeds would decide the differences whose interval holds 0."""
+    cells, labels = _cells(table)
+
+    def cell(name: str, key: Key) -> str:
+        row = cells[name, key]
+        if row["difference"] is None:
+            return EMPTY
+        needed = row["seeds_needed"]
+        if needed is None:
+            return "decided"
+        return f"> {MOST_SEEDS}" if needed > MOST_SEEDS else str(int(needed))
+
+    rows = tuple((label, *(cell(name, key) for key in keys)) for name, label in labels.items() if name != expected.baseline)
+    if not any(value not in (EMPTY, "decided") for row in rows for value in row[1:]):
+        return []
+    text = (
+        "Seeds after which the unadjusted 95 % interval of a difference would exclude 0, if its mean and deviation over seeds stay as they"
+        f" are; from {len(expected.seeds)} seeds the deviation itself is known to an order of size only. `decided`: it excludes 0 now."
+    )
+    return [Block("Seeds that would decide", (text,), ("method", *map(heading_of, keys)), rows)]
+
+
+def published_block(expected: Expected, number_: str, names: Sequence[str], text: str) -> list[Block]:
+    """A published table, and which of its rows are which methods."""
+    table = expected.published.tables.get(number_)
+    if table is None:
+        return []
+    named = [f"{expected.methods[name].label} is `{row}`" for name in names if (row := expected.methods[name].published) in table.rows]
+    said = (
+        f"{table.title}; {table.source}, no deviations published. Other data, other sizes: for orientation, in no mean and no difference"
+        f" above. {text}{' Rows: ' + '; '.join(named) + '.' if named else ''}"
+    )
+    rows = tuple((name, *(table.cell(name, column) or EMPTY for column in table.columns)) for name in table.rows)
+    return [Block("Published, in another setting", (said,), ("published row", *table.columns), rows)]
+
+
+def holes(table: pd.DataFrame) -> list[Block]:
+    """Why cells are empty or incomplete, a line a method and reason."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for row in rows_of(table):
+        if note := "; ".join(part for part in str(row["note"]).split("; ") if part and not part.startswith("no difference")):
+            found.setdefault((row["label"], note), []).append(heading_of((row["task"], row["language"], row["metric"])))
+    items = tuple(
+        f"{label}, {', '.join(what) if len(what) <= 3 else f'{what[0]} and {len(what) - 1} more'}: {note}"
+        for (label, note), what in found.items()
+    )
+    return [Block("Empty or incomplete cells", (), (), (), items)] if items else []
+
+
+def _cells(table: pd.DataFrame) -> tuple[dict[tuple[str, Key], dict[str, Any]], dict[str, str]]:
+    rows = rows_of(table)
+    cells = {(row["method"], (row["task"], row["language"], row["metric"])): row for row in rows}
+    return cells, {row["method"]: row["label"] for row in rows}
+
+
+# ------------------------------------------------------------------------------------------------------------- the tables
+
+
+def main_blocks(
+    table: pd.DataFrame, expected: Expected, verdicts: Mapping[str, tuple[str, str | None, float | None]], shallow: Values
+) -> list[Block]:
+    """Likelihood and zero-shot accuracy, in the pattern of the paper's Table 2."""
+    likelihood, tasks = text_keys(expected, ("perplexity", "bits_per_byte")), keys_of([*expected.tasks, AVERAGE] if expected.tasks else [])
+    tested = [*text_keys(expected, ("nll",)), *tasks]
+    blocks = [grid(table, "Likelihood of held-out text", (SPREAD, LIKELIHOOD_MEANING), likelihood)]
+    if expected.tasks:
+        blocks.append(grid(table, "Zero-shot accuracy", (SPREAD, *_said(expected, verdicts)), tasks, _floors(expected, shallow)))
+    blocks.append(difference_grid(table, expected, tested))
+    blocks += undecided(table, expected, tested)
+    remark = (
+        "Binomial errors of these tasks' test sets alone make about 0.4 points of an average, so that the whole spread of published averages,"
+        " 43.28 to 44.46, is two standard errors of a difference, from one run each: published accuracies do not separate these methods."
+    )
+    which = expected.experiment.setting.beside
+    return [
+        *blocks,
+        *published_block(expected, which, expected.of("main"), remark if which == "2" else ""),
+        *notes(expected),
+        *holes(table),
+    ]
+
+
+def _said(expected: Expected, verdicts: Mapping[str, tuple[str, str | None, float | None]]) -> list[str]:
+    made = [task for task in expected.tasks if task in CONSTRUCTED_TASKS]
+    if not made:
+        return ["The predicted choice is the likeliest by its whole log-likelihood; tasks as lm-evaluation-harness defines them."]
+    words = {
+        "yes": "counts",
+        "no": "is not clearly better than shallow baselines",
+        "ceiling": "is too easy",
+        "undecided": f"is undecided (takes {LEAST_SEEDS} seeds and a shallow baseline)",
+    }
+    verdict = "; ".join(f"`{task}` {words[verdicts[task][0]]}" for task in made)
+    return [
+        "Tasks in the constructed pivot language, with exact answers (`docs/TASKS_OF_LANGUAGE_MODELS.md`); the predicted choice is the likeliest"
+        " by its whole log-likelihood, and nothing is shown before the question.",
+        f"A task counts, and enters the average, where {expected.label} beats the best shallow baseline by {MARGIN} deviations over seeds, and is"
+        f" as far from 100: {verdict}.",
+    ]
+
+
+def _floors(expected: Expected, shallow: Values) -> list[tuple[str, ...]]:
+    """A row for each shallow baseline."""
+    names = sorted({name for task in expected.tasks for name in shallow.get((task, "", "accuracy"), {})})
+
+    def cell(name: str, task: str) -> str:
+        found = shallow.get((task, "", "accuracy"), {}).get(name)
+        return number(mean(list(found.values())), 1) if found else EMPTY
+
+    return [(f"shallow: {name}", *(cell(name, task) for task in expected.tasks), EMPTY) for name in names]
+
+
+def calibration_blocks(table: pd.DataFrame, expected: Expected) -> list[Block]:
+    """How far the probabilities of choices can be trusted."""
+    meaning = (
+        "Probabilities are softmax over a question's choices of their whole log-likelihoods. NLL in nats a question, Brier summed over choices,"
+        " ECE of the likeliest choice in 15 bins, as a fraction; accuracy by characters takes the likeliest choice a character."
+    )
+    blocks = []
+    for metric in ("nll", "brier", "ece", "accuracy_normalised"):
+        heading = "NLL, nats a question" if metric == "nll" else MEASURES[metric][0]
+        blocks.append(grid(table, heading, (meaning, SPREAD) if not blocks else (), keys_of(expected.tasks, metric)))
+    return [*blocks, *holes(table)]
+
+
+def routing_blocks(table: pd.DataFrame, expected: Expected, metrics: Sequence[str]) -> list[Block]:
+    """How experts are used."""
+    keys: list[Key] = [(ROUTED, ALL, metric) for metric in metrics]
+    return [grid(table, "", (ROUTING_MEANING, SPREAD), keys), *holes(table)]
+
+
+def selection_blocks(table: pd.DataFrame, expected: Expected) -> list[Block]:
+    """Other ways to select, in the pattern of the paper's Table 3."""
+    tasks = keys_of([*expected.tasks, AVERAGE] if expected.tasks else [])
+    tested = [*text_keys(expected, ("nll",)), *tasks]
+    text = (
+        "Top-p: a token takes its likeliest experts until their probabilities exceed 0.6. Expert choice: an expert takes the quarter of the"
+        " batch that it scores highest; **in evaluation the group is a sequence, so that a token's experts depend on later tokens: these"
+        " likelihoods are not those of a model that generates**, and the paper does not say how it measures."
+    )
+    blocks = [
+        grid(
+            table, "Likelihood of held-out text", (text, SPREAD, LIKELIHOOD_MEANING), text_keys(expected, ("perplexity", "bits_per_byte"))
+        ),
+        *([grid(table, "Zero-shot accuracy", (), tasks)] if tasks else []),
+        difference_grid(table, expected, tested),
+        *undecided(table, expected, tested),
+    ]
+    return [*blocks, *published_block(expected, "3", expected.of("selection"), ""), *holes(table)]
+
+
+def removed_blocks(table: pd.DataFrame, expected: Expected) -> list[Block]:
+    """A trained model without its router, in the pattern of the paper's Tables 1, 6 and 7."""
+    tasks = keys_of([*expected.tasks, AVERAGE] if expected.tasks else [])
+    text = (
+        f"The trained models of {expected.label}, seed by seed, without their routers: every expert computes a node, the K experts of largest"
+        " norm there do the work, weighted by softmax over their norms. Nothing is trained. The first row is the model with its router."
+    )
+    keys = [*text_keys(expected, ("perplexity",)), *tasks]
+    blocks = [grid(table, "", (text, SPREAD), keys), difference_grid(table, expected, [*text_keys(expected, ("nll",)), *tasks])]
+    for which in ("1", "6", "7"):
+        blocks += published_block(expected, which, [], "")
+    return [*blocks, *holes(table)]
+
+
+def throughput_blocks(table: pd.DataFrame, published: Callable[[str, str], str]) -> list[Block]:
+    """Operations against the MoE, of the published sizes, in the pattern of the paper's Table 4."""
+    text = (
+        "Multiplications of a token's forward pass at the published size (12 blocks of width 768, 8 experts, K = 2; projections, experts,"
+        " router and head, without attention's scores), counted from the architecture; the ratio is the MoE's over the method's, an upper bound"
+        " of its relative throughput where nothing but multiplications costs. Published: the ratio of measured training throughput on GPUs."
+    )
+    rows = tuple(
+        (
+            row["label"],
+            f"{row['parameters'] / 1e6:,.1f}",
+            f"{row['macs'] / 1e6:,.1f}",
+            number(row["ratio"], 3),
+            published(row["published"], "throughput") or EMPTY,
+            row["published_ratio"] or EMPTY,
+        )
+        for row in rows_of(table)
+    )
+    header = ("method", "parameters, M", "MACs a token, M", "MoE's MACs / its", "published, thousand tokens a second", "published ratio")
+    return [Block("", (text,), header, rows)]
+
+
+def costs_blocks(costs: pd.DataFrame, expected: Expected) -> list[Block]:
+    """What pre-training and examination cost: means over seeds. Unlike the tables, seconds and memory differ from run to run."""
+    rows = []
+    for name in expected.compared:
+        mine = costs[costs["method"] == name]
+        trained, examined = mine[mine["stage"] == "pretrain"], mine[mine["stage"] == "finetune"]
+        sizes = [f"{int(examined[column].iloc[0]):,}" for column in ("parameters", "active_parameters") if len(examined)] or [EMPTY, EMPTY]
+        shown = [
+            number(float(trained[column].mean()), 0) if len(trained) else EMPTY
+            for column in ("seconds", "tokens_per_second", "peak_memory_mb")
+        ]
+        rows.append((expected.methods[name].label, *sizes, *shown))
+    hours = math.fsum(float(value) for value in costs["seconds"].dropna()) / 3600
+    text = (
+        "Of one pre-training run, mean over seeds; seconds and memory are of the machine in `provenance.csv`, runs going side by side. Active:"
+        " parameters that a token's forward pass uses, at the experts that held-out text took; the embedding, which is also the head, once.",
+        f"Training seconds of all runs of this paper together: {hours:.2f} hours.",
+    )
+    header = ("method", "parameters", "active", "seconds", "tokens a second", "peak memory, MB")
+    return [Block("", text, header, tuple(rows))]

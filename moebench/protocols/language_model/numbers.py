@@ -1,0 +1,168 @@
+"""From records of language models to tables: pure functions, one row a measure and method. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from scipy import stats
+
+from moebench.protocols.language_model.config import CONSTRUCTED_TASKS, Method, shown_in
+from moebench.protocols.language_model.runs import EXAMINATION
+from moebench.results import tables
+from moebench.results.statistics import LEAST_SEEDS, deviation, mean
+from moebench.results.tables import differences, frame, rows_of
+
+TEXT, ROUTED, ALL, AVERAGE = "text", "routing", "all", "average"
+"""Tasks of records: likelihood of held-out text, use of experts; the language of what is over all blocks; the mean over tasks."""
+MARGIN = 3
+"""A constructed task counts where the baseline method is above the best shallow baseline by so many deviations over seeds."""
+MOST_SEEDS = 1000
+"""More seeds than this are not asked for."""
+
+Key = tuple[str, str, str]
+"""(task, language, metric)."""
+Values = dict[Key, dict[str, dict[int, float]]]
+"""Key → method → seed → value."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected(tables.Expected):
+    """What the tables should hold.
+
+    Attributes:
+        texts: names of the texts that perplexity is measured on.
+        tasks: zero-shot tasks.
+    """
+
+    methods: Mapping[str, Method]
+    texts: tuple[str, ...]
+    tasks: tuple[str, ...]
+
+    def of(self, table: str) -> list[str]:
+        """Names of the methods of a table: the baseline, which is in every table, then the others in the setting's order."""
+        order = self.experiment.setting.methods or tuple(self.methods)
+        mine = shown_in(table, self.methods)
+        return [self.baseline, *(name for name in order if name in mine and name != self.baseline)]
+
+
+def values_of(records: pd.DataFrame, stage: str = "finetune") -> Values:
+    """The records of a stage, by key, method and seed; of zero-shot tasks also the accuracy's mean over tasks, where all are there."""
+    found: Values = defaultdict(lambda: defaultdict(dict))
+    for row in rows_of(records[records["stage"] == stage]):
+        found[row["task"], row["language"], row["metric"]][row["method"]][row["seed"]] = row["value"]
+    return found
+
+
+def with_average(values: Values, tasks: Sequence[str], metrics: Sequence[str]) -> Values:
+    """Add the mean over ``tasks`` of each metric, of every method and seed that has all of them."""
+    for metric in metrics:
+        parts = [values.get((task, "", metric), {}) for task in tasks]
+        for method in set.intersection(*(set(part) for part in parts)) if parts else ():
+            for seed in set.intersection(*(set(part[method]) for part in parts)):
+                values[AVERAGE, "", metric][method][seed] = mean([part[method][seed] for part in parts])
+    return values
+
+
+def counted(values: Values, shallow: Values, expected: Expected) -> dict[str, tuple[str, str | None, float | None]]:
+    """Decide which constructed tasks count: those in which the baseline method beats every shallow baseline by `MARGIN` deviations.
+
+    Returns:
+        Task → verdict (``yes``, ``no``, ``ceiling``: within as much of 100, ``undecided``: fewer than three seeds, or no shallow baseline),
+        the best shallow baseline and its accuracy.
+    """
+    result: dict[str, tuple[str, str | None, float | None]] = {}
+    for task in expected.tasks:
+        if task not in CONSTRUCTED_TASKS:
+            result[task] = ("yes", None, None)
+            continue
+        key = (task, "", "accuracy")
+        floors = {name: mean(list(seeds.values())) for name, seeds in shallow.get(key, {}).items()}
+        best = min(floors, key=lambda name: (-floors[name], name), default=None)
+        seeds = list(values.get(key, {}).get(expected.baseline, {}).values())
+        spread = deviation(seeds)
+        if best is None or spread is None or len(seeds) < LEAST_SEEDS:
+            result[task] = ("undecided", best, floors.get(best) if best else None)
+        elif mean(seeds) - floors[best] <= MARGIN * spread:
+            result[task] = ("no", best, floors[best])
+        else:
+            result[task] = ("ceiling" if 100 - mean(seeds) <= MARGIN * spread else "yes", best, floors[best])
+    return result
+
+
+COLUMNS = (
+    *("task", "language", "metric", "method", "label", "value", "sd", "n_seeds"),
+    *("difference", "ci_low", "ci_high", "p", "p_holm", "seeds_needed", "published", "note"),
+)
+
+
+def summary(
+    values: Values, expected: Expected, names: Sequence[str], shown: Sequence[Key], tested: bool, published: Mapping[Key, Any] | None = None
+) -> pd.DataFrame:
+    """Summarise over seeds: one row for each of ``shown`` and each method.
+
+    Args:
+        values: what was measured.
+        expected: what should be there.
+        names: the methods; Holm's family is those of one key.
+        shown: the keys, in the order of the rows.
+        tested: whether they are compared with the baseline.
+        published: key → function from a method's published row to the paper's own value as printed.
+
+    Returns:
+        Rows with `COLUMNS`: mean over ``n_seeds`` seeds, sample deviation ``sd``, the difference to the baseline as everywhere, and
+        ``seeds_needed`` where its interval holds 0 (`seeds_needed`). ``note`` says why something is empty and which command fills it.
+    """
+    rows = []
+    for key in shown:
+        mine = {name: values.get(key, {}).get(name, {}) for name in names}
+        compared = differences(mine, expected.baseline) if tested else {}
+        for name, found in mine.items():
+            seeds = [found[seed] for seed in sorted(found)]
+            row: dict[str, Any] = dict(zip(("task", "language", "metric"), key, strict=True))
+            row |= {"method": name, "label": expected.methods[name].label, "n_seeds": len(seeds)}
+            row |= {"value": mean(seeds) if seeds else None, "sd": deviation(seeds)}
+            columns, unclaimed = compared.get(name, ({}, ""))
+            row |= columns
+            if columns:
+                row["seeds_needed"] = seeds_needed(
+                    [found[one] - mine[expected.baseline][one] for one in found if one in mine[expected.baseline]]
+                )
+            if published and key in published:
+                row["published"] = published[key](expected.methods[name].published)
+            rows.append(row | {"note": "; ".join(filter(None, (_hole(expected, key, name, found), unclaimed if seeds else "")))})
+    return frame(rows, COLUMNS)
+
+
+def seeds_needed(differences: Sequence[float]) -> int | None:
+    """How many seeds it takes until the 95 % t interval excludes 0, if mean and deviation stay as observed; none: it excludes 0 now.
+
+    More than `MOST_SEEDS` are told as one more than that. With as few seeds as these the deviation is itself uncertain: an order of size.
+    """
+    centre, spread, n = abs(mean(differences)), deviation(differences) or 0.0, len(differences)
+
+    def decided(seeds: int) -> bool:
+        return bool(float(stats.t.ppf(0.975, seeds - 1)) * spread / math.sqrt(seeds) < centre)
+
+    if decided(n):
+        return None
+    return next((seeds for seeds in range(n + 1, MOST_SEEDS + 1) if decided(seeds)), MOST_SEEDS + 1)
+
+
+def _hole(expected: Expected, key: Key, name: str, found: Mapping[int, float]) -> str:
+    method = expected.methods[name]
+    task, _, metric = key
+    if task == ROUTED and metric != "macs_per_token" and method.layer == "dense":
+        return "no experts"
+    if metric == "coupling" and method.layer != "moe":
+        return "no router"
+    if metric == "rank_margin" and not found and method.layer == "dense":
+        return "no experts"
+    if task == AVERAGE and not found:
+        return "no task counts, or not every task is there"
+    missing = [seed for seed in expected.seeds if seed not in found]
+    return f"missing: `{expected.make('finetune', name, missing[0], EXAMINATION)}`" if missing else ""

@@ -1,0 +1,177 @@
+"""Which texts there are, and how they become packed rows, a tokenizer and zero-shot tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from moebench.config import benchmark_folder
+from moebench.data import checkpoint_files, lm_tokenizer, packing
+from moebench.errors import MoebenchError
+from moebench.experiment import Experiment
+from moebench.files import write_json
+from moebench.protocol import Plan
+from moebench.protocols.language_model.config import CONSTRUCTED_TASKS, Benchmarks, Data, Docstrings, Files, Pivot, Stream, Text
+from moebench.protocols.language_model.harness import write_tasks
+from moebench.protocols.language_model.runs import EXAMINATION
+
+MODULE = {
+    "docstrings": "moebench.data.docstrings",
+    "constructed": "moebench.data.choices",
+    "files": "moebench.data.text_files",
+    "benchmarks": "moebench.data.files",
+    "stream": "moebench.data.text_stream",
+}
+"""Source → the module that reads or makes it, imported when asked for."""
+AT_ONCE = 1000
+"""Documents tokenised at a time."""
+
+
+def plan(experiment: Experiment) -> Plan:
+    """What the prepared data depend on."""
+    data: Data = experiment.data
+    used = {text.source for text in data.texts.values()}
+    what = data.model_dump(mode="json")
+    if "files" in used:
+        from moebench.data import text_files
+
+        paths = [text.path for text in data.texts.values() if isinstance(text, Files)]
+        what["files"] = {path: text_files.digests(benchmark_folder(experiment.root), path) for path in paths}
+    if data.benchmarks is not None:
+        from moebench.data.files import FilesSource
+
+        what["benchmark_files"] = FilesSource(benchmark_folder(experiment.root), data.benchmarks).files()
+    return Plan(what, [__name__, *(MODULE[name] for name in sorted(used))], [module for name, module in MODULE.items() if name not in used])
+
+
+def parts(experiment: Experiment) -> dict[str, list[str]]:
+    """Part of the data → what runs of it read."""
+    tasks = ["tasks"] if any(name in CONSTRUCTED_TASKS for name in experiment.data.tasks) else []
+    return {"train": ["train", "tokenizer"], EXAMINATION: ["validation", "tokenizer", *tasks]}
+
+
+def prepare(experiment: Experiment, folder: Path, say: Callable[[str], object]) -> None:
+    """Write tokenizer, packed rows, tasks and ``manifest.json`` into an empty folder; ``say`` is told what is being made.
+
+    ``train/<text>.npy`` and ``validation/<text>.npy`` hold rows of S ids; what does not fill a last row is left out.
+
+    Raises:
+        MoebenchError: a source is not there, or gives too little text for a row.
+    """
+    data: Data = experiment.data
+    sources = {name: _Source(experiment, text, say) for name, text in data.texts.items()}
+
+    say("tokenizer")
+    if data.tokens.source == "checkpoint":
+        assert data.tokens.checkpoint is not None
+        checkpoint = checkpoint_files.resolve(data.tokens.checkpoint, experiment.root / "data" / "downloads")
+        pieces = lm_tokenizer.from_checkpoint(checkpoint, folder / "tokenizer")
+    else:
+        assert data.tokens.vocabulary is not None
+        texts = chain.from_iterable(source.documents("train") for source in sources.values())
+        pieces = lm_tokenizer.train(texts, data.tokens.vocabulary, folder / "tokenizer")
+
+    counts: dict[str, Any] = {}
+    for name, source in sources.items():
+        for split, limit in (("train", None), ("validation", data.validation_rows)):
+            say(f"{split} rows of {name}")
+            found = source.rows(split, pieces, data.sequence_length, folder / split / f"{name}.npy", limit)
+            counts.setdefault(name, {})[split] = found
+
+    say("tasks")
+    if asked := [name for name in data.tasks if name in CONSTRUCTED_TASKS]:
+        (pivot,) = (source for source in sources.values() if isinstance(source.text, Pivot))
+        write_tasks(folder / "tasks", {name: pivot.items(name) for name in asked})
+    write_json(
+        folder / "manifest.json",
+        {
+            "profile": experiment.profile,
+            "source": "+".join(sources),
+            "revision": "+".join(dict.fromkeys(source.revision for source in sources.values())),
+            "tokenizer": {"kind": pieces.kind, "size": pieces.size, "sha256": pieces.sha256},
+            "texts": counts,
+        },
+    )
+
+
+class _Source:
+    """One text of the setting, whatever it comes from."""
+
+    def __init__(self, experiment: Experiment, text: Text, say: Callable[[str], object]):
+        self.text, self.experiment, self.say = text, experiment, say
+        data: Data = experiment.data
+        if isinstance(text, Docstrings):
+            from moebench.data import docstrings
+
+            self.made: Any = list(docstrings.texts())  # megabytes; reading them takes longer than all else
+            self.revision = f"docstrings-{docstrings.revision()}"
+        elif isinstance(text, Pivot):
+            from moebench.data.choices import ChoiceSource
+
+            assert data.constructed is not None
+            self.made = ChoiceSource(data.constructed)
+            self.revision = self.made.revision
+        elif isinstance(text, Files):
+            from moebench.data.text_files import TextFiles
+
+            self.made = TextFiles(benchmark_folder(experiment.root) / text.path, text.document)
+            self.revision = self.made.revision
+        elif isinstance(text, Benchmarks):
+            from moebench.data.files import FilesSource
+
+            assert data.benchmarks is not None
+            self.made = FilesSource(benchmark_folder(experiment.root), data.benchmarks, say)
+            self.revision = self.made.revision[:12]
+        else:
+            self.revision = text.repository
+
+    def documents(self, split: str) -> Iterator[str]:
+        """Yield the documents of a split."""
+        if isinstance(self.text, Stream):
+            raise MoebenchError(f"{self.experiment.data_file}: key 'tokens.source' should be 'checkpoint': a stream is read once")
+        if isinstance(self.text, Docstrings):
+            from moebench.data import docstrings
+
+            yield from (text.text for text in self.made if docstrings.split_of(text.package) == split)
+        elif isinstance(self.text, Benchmarks):
+            yield from (document for language, document in self.made.documents(split) if language == self.text.language)
+        else:
+            yield from self.made.documents(split)
+
+    def items(self, task: str) -> list[dict[str, Any]]:
+        """The items of a constructed task."""
+        items: list[dict[str, Any]] = self.made.items(task)
+        return items
+
+    def rows(self, split: str, pieces: lm_tokenizer.Pieces, length: int, path: Path, limit: int | None) -> dict[str, int]:
+        """Write packed rows, at most ``limit``."""
+        if isinstance(self.text, Stream):
+            from moebench.data import text_stream
+
+            return text_stream.rows(self.text, split, pieces, length, path, limit, self.experiment.root / "data" / "downloads", self.say)
+        ids = (one for batch in _batches(self.documents(split)) for one in pieces.encode_batch(batch))
+        return packing.write_rows(_cut(ids, limit and limit * length), length, pieces.bos, pieces.eos, path, size=pieces.size)
+
+
+def _cut(documents: Iterable[list[int]], tokens: int | None) -> Iterator[list[int]]:
+    """End after so many tokens, with those that begin and end a document; none: after all documents."""
+    for document in documents:
+        if tokens is not None:
+            if tokens < 3:
+                return
+            document = document[: tokens - 2]
+            tokens -= len(document) + 2
+        yield document
+
+
+def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    for document in documents:
+        batch.append(document)
+        if len(batch) == AT_ONCE:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

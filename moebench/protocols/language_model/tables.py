@@ -1,0 +1,139 @@
+"""How it is shown: likelihood and zero-shot accuracy, calibration, use of experts, selection, removed routers, operations; figures."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pandas as pd
+
+from moebench.protocols.language_model import figures, layout, numbers
+from moebench.protocols.language_model.config import CHOICES
+from moebench.protocols.language_model.numbers import ALL, AVERAGE, ROUTED, Key
+from moebench.results.tables import Document, Expected, Figure, Measured, frame, title
+
+FILES = """\
+| `records.csv` | every measured number in long form, a row a method, seed, task, language and metric; `n`: on how many tokens, bytes or items |
+| `provenance.csv` | of each run: hash of its configuration, fingerprint of its code, commit, versions, hardware |
+| `costs.csv`, `costs.md` | of each run: seconds, tokens a second, peak memory, parameters; the second in short, for each method |
+| `curves.csv` | norms of experts over training, of every method and seed that selects by them |
+| `table2_main.csv` `.md` `.tex` | likelihood of held-out text and zero-shot accuracy, differences, published values |
+| `calibration.csv` `.md` `.tex` | how far the probabilities of choices can be trusted |
+| `routing.csv` `.md` `.tex` | how experts are used, over all blocks; the CSV also block by block, the data of the figures |
+| `table3_selection.csv` `.md` `.tex` | other ways to select experts; where such methods run |
+| `table1_removed.csv` `.md` `.tex` | trained models without their routers; where such methods run |
+| `table4_throughput.csv` `.md` `.tex` | operations of the published sizes beside published throughput |
+| `load_by_depth.svg`, `confidence_by_depth.svg` | entropy of the load and of a token's choice, block by block |
+| `load.svg` | load of every expert, the baseline and the methods whose experts select themselves |
+| `norms_<method>.svg` | mean norm of every expert over training, the first seed |
+"""
+"""Rows of the list of files in the README beside the results."""
+NOTES = """\
+In `records.csv` the task is `text` (held-out text, the language its name), `routing` (how experts are used on it; language `all`, a block
+`layer01`, or one of its experts `layer01.expert001`), or a zero-shot task. The stage `finetune` is the examination of a pre-trained model:
+nothing is learned in it. Accuracies are in percent, all other measures fractions, nats or bits. A shallow baseline has the stage `baseline`
+and seed 0.
+
+`records.csv`, the tables and the figures are the same byte for byte when made again from the same runs; seconds, memory, versions and
+commits are not. What the measures are stands in `docs/METRICS.md`.
+"""
+"""What that README says about them."""
+USED = ("load_entropy", "router_entropy", "rank_margin", "idle", "max_violation", "experts_per_token", "coupling", "macs_per_token")
+BLOCK_BY_BLOCK = ("load_entropy", "router_entropy", "rank_margin", "coupling")
+RANKS = (64, 128, 256, 512)
+"""d_low of the paper's Table 4."""
+VOCABULARY = 32_000
+
+
+@cache
+def published_sizes() -> dict[str, tuple[int, float]]:
+    """Parameters and multiplications a token, without attention's scores, of the rows of the paper's Table 4."""
+    import torch
+
+    from moebench.models.flops import decoder_costs, macs_per_token
+    from moebench.protocols.language_model.build import build
+    from moebench.protocols.language_model.config import matched
+
+    found = {}
+    for low in (0, *RANKS):
+        name, method = (f"AoE {low}", {"layer": "aoe", "router": None}) if low else ("MoE", {"layer": "moe", "router": "topk"})
+        shape = {"layers": 12, "width": 768, "heads": 12, "inner": 3072, "context": 2048}
+        sizes = {"experts": 8, "low": low, "inner": matched(768, 3072, low)}
+        with torch.device("meta"):  # shapes without weights
+            decoder = build({"decoder": shape, "sizes": sizes, "method": method | {"options": {"k": 2}}}, VOCABULARY)
+        found[name] = int(decoder_costs(decoder, 2, 0)["parameters"]), macs_per_token(decoder, 2, 0)
+    return found
+
+
+def tables(expected: Expected, measured: Measured) -> list[Document | Figure]:
+    """Make the tables and figures; the first is the one to look at."""
+    data = expected.experiment.data
+    every = numbers.Expected(**vars(expected), texts=tuple(data.texts), tasks=tuple(data.tasks))
+    values, shallow = numbers.values_of(measured.records), numbers.values_of(measured.records, "baseline")
+    verdicts = numbers.counted(values, shallow, every)
+    counting = [task for task in every.tasks if verdicts[task][0] == "yes"]
+    values = numbers.with_average(values, counting, ("accuracy",))
+    tasks = layout.keys_of([*every.tasks, AVERAGE] if every.tasks else [])
+    likelihood = layout.text_keys(every, ("nll", "perplexity", "bits_per_byte"))
+    beside = expected.published.tables.get(expected.experiment.setting.beside)
+
+    def cell(task: str) -> Any:
+        return lambda row: beside.cell(row, layout.TASK_NAMES.get(task, "")) if beside else ""
+
+    printed = {key: cell(key[0]) for key in tasks}
+    main = every.of("main")
+    table2 = numbers.summary(values, every, main, [*likelihood, *tasks], True, printed)
+    documents: list[Document | Figure] = [
+        Document(
+            "table2_main",
+            title(every, "likelihood and zero-shot accuracy", expected.experiment.setting.beside),
+            layout.main_blocks(table2, every, verdicts, shallow),
+            table2,
+        )
+    ]
+    if every.tasks:
+        keys: list[Key] = [(task, "", metric) for metric in CHOICES for task in every.tasks]
+        table = numbers.summary(values, every, main, keys, False)
+        documents.append(Document("calibration", title(every, "calibration of choices"), layout.calibration_blocks(table, every), table))
+    documents += _routing(values, every, main)
+    if len(every.of("selection")) > 1:
+        table3 = numbers.summary(values, every, every.of("selection"), [*likelihood, *tasks], True)
+        documents.append(Document("table3_selection", title(every, "ways to select", "3"), layout.selection_blocks(table3, every), table3))
+    if len(every.of("removed")) > 1:
+        table1 = numbers.summary(values, every, every.of("removed"), [*likelihood, *tasks], True)
+        documents.append(Document("table1_removed", title(every, "routers removed", "1"), layout.removed_blocks(table1, every), table1))
+    documents.append(_throughput(every))
+    documents.append(Document("costs", title(every, "what pre-training cost"), layout.costs_blocks(measured.costs, every)))
+    selecting = [name for name in main if every.methods[name].layer == "aoe"]
+    documents += [
+        Figure("load_by_depth", figures.by_depth(values, every, "load_entropy", "Ent_load, nats")),
+        Figure("confidence_by_depth", figures.by_depth(values, every, "router_entropy", "Ent_conf, nats")),
+        Figure("load", figures.loads(values, every, [every.baseline, *selecting])),
+    ]
+    return [*documents, *(Figure(f"norms_{name}", figures.norms(measured.curves, every, name)) for name in selecting)]
+
+
+def _routing(values: numbers.Values, every: numbers.Expected, main: list[str]) -> list[Document | Figure]:
+    blocks = sorted({language for task, language, metric in values if task == ROUTED and metric == "load_entropy" and language != ALL})
+    over_all = numbers.summary(values, every, main, [(ROUTED, ALL, metric) for metric in USED], False)
+    keys: list[Key] = [(ROUTED, block, metric) for metric in BLOCK_BY_BLOCK for block in blocks]
+    table = pd.concat([over_all, numbers.summary(values, every, main, keys, False)], ignore_index=True) if keys else over_all
+    return [Document("routing", title(every, "how experts are used"), layout.routing_blocks(over_all, every, USED), table)]
+
+
+def _throughput(every: numbers.Expected) -> Document:
+    published = every.published.tables.get("4")
+
+    def printed(row: str, column: str) -> str:
+        return published.cell(row, column) if published else ""
+
+    base, rows = published_sizes()["MoE"][1], []
+    for name, (parameters, macs) in published_sizes().items():
+        row = {"published": name, "label": name, "parameters": parameters, "macs": macs, "ratio": base / macs}
+        if printed(name, "throughput"):
+            row["published_ratio"] = f"{float(printed(name, 'throughput')) / float(printed('MoE', 'throughput')):.3f}"
+        rows.append(row)
+    table = frame(rows, ("label", "parameters", "macs", "ratio", "published", "published_ratio"))
+    return Document(
+        "table4_throughput", title(every, "operations of the published sizes", "4"), layout.throughput_blocks(table, printed), table
+    )

@@ -1,0 +1,196 @@
+"""Choices become accuracy and calibration; records become tables; what is not there is said."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from sklearn.metrics import accuracy_score, log_loss
+
+from moebench.errors import MoebenchError
+from moebench.files import write_jsonl
+from moebench.pipeline.tabulate import expectation
+from moebench.protocols.language_model import numbers, tables
+from moebench.protocols.language_model.config import METRICS
+from moebench.protocols.language_model.scoring import chosen, norm_points
+from moebench.results.records import COSTS, CURVES, PROVENANCE, RECORDS
+from moebench.results.tables import Measured
+
+
+@pytest.fixture
+def answered(tmp_path):
+    """Sixty items of two to four choices with random likelihoods, as a file, and as they are."""
+    generator = np.random.default_rng(0)
+    rows = []
+    for number in range(60):
+        choices = int(generator.integers(2, 5))
+        lengths = generator.integers(1, 30, choices).tolist()
+        scores = (-generator.gamma(2, 3, choices)).tolist()
+        label = int(generator.integers(choices))
+        rows.append({"id": str(number), "label": label, "loglikelihoods": scores, "lengths_characters": lengths})
+    write_jsonl(tmp_path / "role.jsonl", rows)
+    return tmp_path / "role.jsonl", rows
+
+
+def test_choices_are_judged_as_other_libraries_do(answered):
+    path, rows = answered
+    found = {row["metric"]: row["value"] for row in chosen("role", path)}
+    labels = [row["label"] for row in rows]
+    scores = np.full((60, 4), -np.inf)
+    for place, row in enumerate(rows):
+        scores[place, : len(row["loglikelihoods"])] = row["loglikelihoods"]
+    by_length = [int(np.argmax(np.divide(row["loglikelihoods"], row["lengths_characters"]))) for row in rows]
+    probs = np.array([np.pad(np.exp(s := np.array(row["loglikelihoods"])) / np.exp(s).sum(), (0, 4 - len(s))) for row in rows])
+    assert found["accuracy"] == pytest.approx(100 * accuracy_score(labels, scores.argmax(1)))
+    assert found["accuracy_normalised"] == pytest.approx(100 * accuracy_score(labels, by_length))
+    assert found["nll"] == pytest.approx(log_loss(labels, probs, labels=range(4)))
+    assert found["brier"] == pytest.approx(np.mean(((probs - np.eye(4)[labels]) ** 2).sum(1)))
+    confidence, right = probs.max(1), probs.argmax(1) == labels
+    bins = np.minimum((confidence * 15).astype(int), 14)
+    assert found["ece"] == pytest.approx(sum(abs(confidence[bins == b].sum() - right[bins == b].sum()) for b in range(15)) / 60)
+    assert {row["n"] for row in chosen("role", path)} == {60}
+    assert set(found) <= set(METRICS)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"id": "0", "label": 2, "loglikelihoods": [-1.0, -2.0], "lengths_characters": [1, 2]},
+        {"id": "0", "label": 0, "loglikelihoods": [-1.0, -2.0], "lengths_characters": [1]},
+        {"id": "0", "label": 0, "loglikelihoods": "x", "lengths_characters": [1]},
+        {"id": "0", "loglikelihoods": [-1.0], "lengths_characters": [1]},
+    ],
+)
+def test_a_damaged_line_of_choices_is_named(tmp_path, row):
+    write_jsonl(tmp_path / "role.jsonl", [row])
+    with pytest.raises(MoebenchError, match=r"role\.jsonl: line 1 should have label"):
+        chosen("role", tmp_path / "role.jsonl")
+
+
+def test_norms_become_points_of_a_curve_an_expert(tmp_path):
+    path = tmp_path / "norms.json"
+    path.write_text(json.dumps([{"step": 5, "norms": [[1.0, 2.0]]}, {"step": 10, "norms": [[3.0, 4.0]]}]))
+    assert [(row["curve"], row["point"], row["x"], row["y"]) for row in norm_points(path)] == [
+        ("norm.layer01.expert001", 0, 5.0, 1.0),
+        ("norm.layer01.expert002", 0, 5.0, 2.0),
+        ("norm.layer01.expert001", 1, 10.0, 3.0),
+        ("norm.layer01.expert002", 1, 10.0, 4.0),
+    ]
+    path.write_text('{"step": 5}')
+    with pytest.raises(MoebenchError, match=r"norms\.json: is no list of steps and norms"):
+        norm_points(path)
+
+
+@pytest.mark.parametrize(("centre", "spread", "n"), [(0.5, 1.0, 3), (0.2, 0.3, 3), (1.0, 0.9, 5), (3.0, 0.5, 3), (0.01, 1.0, 3)])
+def test_seeds_needed_are_those_at_which_a_t_test_decides(centre, spread, n):
+    def sample(size):
+        values = np.linspace(-1, 1, size)
+        return (values - values.mean()) / values.std(ddof=1) * spread + centre
+
+    found = numbers.seeds_needed(list(sample(n)))
+    if found is None:
+        assert stats.ttest_1samp(sample(n), 0).pvalue < 0.05
+    elif found > numbers.MOST_SEEDS:
+        assert stats.ttest_1samp(sample(numbers.MOST_SEEDS), 0).pvalue > 0.05
+    else:
+        assert stats.ttest_1samp(sample(found - 1), 0).pvalue > 0.05 > stats.ttest_1samp(sample(found), 0).pvalue
+
+
+def rows_for(paper, without=()):
+    """Records as a finished evaluation has them: values follow from method and seed."""
+    rows = []
+    common = {"profile": "smoke", "data": "toy-1", "paper": "aoe", "stage": "finetune"}
+    for place, name in enumerate(paper.methods):
+        for seed in paper.setting.seeds:
+            value = 60 + 10 * place + seed
+            keys = [
+                (task, "", metric) for task in paper.data.tasks for metric in ("accuracy", "accuracy_normalised", "nll", "brier", "ece")
+            ]
+            keys += [("text", "pivot", metric) for metric in ("nll", "perplexity", "bits_per_byte")]
+            keys += [("routing", where, metric) for where in ("all", "layer01", "layer02") for metric in ("load_entropy", "router_entropy")]
+            keys += [("routing", f"layer01.expert{expert:03d}", "load") for expert in (1, 2)]
+            for task, language, metric in keys:
+                if (name, task) not in without:
+                    rows.append(
+                        common
+                        | {"method": name, "seed": seed, "task": task, "language": language, "metric": metric, "value": value, "n": 9}
+                    )
+    for task, value in (("role", 50.0), ("entailment", 64.9)):
+        row = {"method": "overlap", "seed": 0, "task": task, "language": "", "metric": "accuracy", "value": value, "n": 9}
+        rows.append(common | row | {"stage": "baseline"})
+    return pd.DataFrame(rows)
+
+
+def measured_of(records):
+    frames = [pd.DataFrame(columns=list(form.columns)) for form in (PROVENANCE, COSTS, CURVES)]
+    return Measured(records, *frames)
+
+
+def tables_of(paper, records):
+    measured = measured_of(records[list(RECORDS.columns)])
+    expected = expectation(paper, measured, paper.results)
+    return expected, tables.tables(expected, measured)
+
+
+def test_a_task_that_a_shallow_baseline_solves_does_not_count(write):
+    paper = write(("setting", "seeds", [0, 1, 2]))
+    records = rows_for(paper)
+    expected = numbers.Expected(**vars(tables_of(paper, records)[0]), texts=("pivot",), tasks=("role", "entailment"))
+    found = numbers.counted(numbers.values_of(records), numbers.values_of(records, "baseline"), expected)
+    # methods in order aoe, dense, moe, removed: the baseline moe has 80, 81, 82, deviation 1
+    assert found["role"] == ("yes", "overlap", 50.0)
+    higher = records.assign(value=records["value"].where(records["stage"] != "baseline", 78.5))
+    assert numbers.counted(numbers.values_of(higher), numbers.values_of(higher, "baseline"), expected)["role"][0] == "no"
+    easy = records.assign(value=records["value"].where(records["stage"] == "baseline", records["value"] + 17))
+    assert numbers.counted(numbers.values_of(easy), numbers.values_of(easy, "baseline"), expected)["role"][0] == "ceiling"
+
+
+def test_an_average_is_there_only_where_every_task_is(write):
+    paper = write()
+    records = rows_for(paper, without={("aoe", "role")})
+    values = numbers.with_average(numbers.values_of(records), ("role", "entailment"), ("accuracy",))
+    found = values[numbers.AVERAGE, "", "accuracy"]
+    assert found["dense"] == {0: 70.0, 1: 71.0}
+    assert "aoe" not in found
+
+
+def test_tables_are_whole_show_published_values_and_say_what_is_missing(write):
+    paper = write(("setting", "seeds", [0, 1, 2]))
+    expected, made = tables_of(paper, rows_for(paper, without={("aoe", "role")}))
+    texts = {name: text for one in made for name, text in one.files(expected).items()}
+    main = texts["table2_main.md"]
+    assert "profile `smoke`, data `toy-1`" in main
+    assert "| MoE + L_aux | 40.74 |" in main
+    assert "MoE is `MoE + L_aux`" in main
+    assert "AoE, role: missing: `dvc repro experiments/aoe/smoke/dvc.yaml:finetune@aoe-examination-0`" in main
+    assert "| dense |" not in main  # by its label
+    assert "-10.0 [" not in main  # differences that do not vary over seeds are not claimed
+    assert "| no router |" not in main
+    assert "| no router |" in texts["table1_removed.md"]
+    assert "table3_selection.md" not in texts
+    throughput = texts["table4_throughput.csv"].splitlines()
+    assert [line.split(",")[3] for line in throughput[1:]] == ["1.000000", "0.984496", "0.969466", "0.940741", "0.888112"] or len(
+        throughput
+    ) == 6
+    assert {"load_by_depth.svg", "confidence_by_depth.svg", "load.svg", "norms_aoe.svg"} <= texts.keys()
+    again = {
+        name: text for one in tables_of(paper, rows_for(paper, without={("aoe", "role")}))[1] for name, text in one.files(expected).items()
+    }
+    assert again == texts
+
+
+def test_differences_and_the_seeds_that_would_decide_them_are_shown(write):
+    paper = write(("setting", "seeds", [0, 1, 2]))
+    records = rows_for(paper)
+    noisy = (records["method"] == "aoe") & (records["metric"] == "nll") & (records["task"] == "text")
+    records.loc[noisy, "value"] = [80.0, 85.0, 80.0]
+    expected, made = tables_of(paper, records)
+    table = made[0].table
+    row = table[(table["method"] == "aoe") & (table["metric"] == "nll") & (table["task"] == "text")].iloc[0]
+    test = stats.ttest_rel([80.0, 85.0, 80.0], [80.0, 81.0, 82.0])
+    assert row["difference"] == pytest.approx(2 / 3)
+    assert row["p"] == pytest.approx(test.pvalue)
+    assert (row["ci_low"], row["ci_high"]) == pytest.approx(tuple(test.confidence_interval()))
+    assert row["seeds_needed"] > 3
+    assert "Seeds that would decide" in made[0].files(expected)["table2_main.md"]
