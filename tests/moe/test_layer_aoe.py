@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from moebench.moe import FactorisedExperts, MoELayer, ResidualExperts, Router, SwiGLUExperts, build_layer, build_router
 from moebench.moe.layers.aoe import AoE
-from moebench.moe.matching import widened
+from moebench.models.matching import widened
 
 D, L, INNER, E = 8, 3, 12, 4
 NODES = ("gate", "up", "activated", "product", "output")
