@@ -20,7 +20,7 @@ import re
 import sysconfig
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import cache
 from importlib import metadata
 from pathlib import Path, PurePosixPath
@@ -28,7 +28,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from moebench.errors import MoebenchError
+from moebench.errors import MoebenchError, nearest
 from moebench.files import sha256
 
 Split = Literal["train", "validation", "test"]
@@ -103,19 +103,24 @@ def split_of(package: str) -> Split:
     return "validation" if package in VALIDATION else "test" if package in TEST else "train"
 
 
-def texts() -> Iterator[Text]:
+def texts(packages: Collection[str] = ()) -> Iterator[Text]:
     """Yield the documents of all splits: test, then validation, then training packages, each in the order of names and paths.
+
+    Reading all takes most of a minute; a few packages are enough to try something. None given: all.
 
     No paragraph is a copy of an earlier one, so none of training is one of the held-out text: of the `SHINGLE`-word shingles of a
     paragraph (letters and digits alone, case ignored; a shorter paragraph is one shingle) at most the share `COPY` has occurred before.
 
     Raises:
-        MoebenchError: a package is not installed, has another version than the pinned one, or its text is not the pinned one.
+        MoebenchError: a package is not installed, has another version than the pinned one, or its text is not the pinned one; or no such
+            package is read.
     """
+    known = [*PACKAGES, STANDARD_LIBRARY]
+    for name in packages:
+        if name not in known:
+            raise MoebenchError(f"no documentation strings are read of {name!r}{nearest(name, known)}; packages are: {', '.join(known)}")
     seen: set[int] = set()
-    for package in sorted(
-        PACKAGES.keys() | {STANDARD_LIBRARY}, key=lambda name: (("test", "validation", "train").index(split_of(name)), name)
-    ):
+    for package in sorted(packages or known, key=lambda name: (("test", "validation", "train").index(split_of(name)), name)):
         documents = list(_documents(_python_files() if package == STANDARD_LIBRARY else _package_files(package)))
         if package != STANDARD_LIBRARY and (found := _digest(documents)) != PACKAGES[package][1]:
             raise MoebenchError(

@@ -50,6 +50,8 @@ class Docstrings(Config):
     """Documentation strings of the pinned packages and of the standard library: English."""
 
     source: Literal["docstrings"]
+    packages: tuple[str, ...] = ()
+    """Which packages; none given: all. Reading all takes most of a minute."""
 
 
 class Pivot(Config):

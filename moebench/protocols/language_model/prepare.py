@@ -105,8 +105,8 @@ class _Source:
         if isinstance(text, Docstrings):
             from moebench.data import docstrings
 
-            self.made: Any = list(docstrings.texts())  # megabytes; reading them takes longer than all else
-            self.revision = f"docstrings-{docstrings.revision()}"
+            self.made: Any = list(docstrings.texts(text.packages))  # megabytes; reading them takes longer than all else
+            self.revision = "-".join(["docstrings", *text.packages, docstrings.revision()])
         elif isinstance(text, Pivot):
             from moebench.data.choices import ChoiceSource
 
