@@ -33,8 +33,8 @@ class ChoiceSource:
     The participants of a test item never meet in the training text (``World.split``), so no item stands in it.
     """
 
-    revision = "choices-1"
-    """Raised by hand whenever the same options give other items; the text has `ConstructedSource.revision`."""
+    revision = f"{ConstructedSource.revision}, choices-1"
+    """That of the text, and of the items: raised by hand whenever the same options give others."""
 
     def __init__(self, options: Constructed) -> None:
         self.source = ConstructedSource(options)

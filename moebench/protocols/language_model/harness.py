@@ -28,11 +28,6 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-PAPER_TASKS = {
-    "arc_easy": 0, "piqa": 0, "social_iqa": 0, "winogrande": 0, "hellaswag": 0, "mnli": 3, "qnli": 3, "sst2": 3,
-}  # fmt: skip
-"""lm-eval's names of the eight tasks of AoE's tables → number of examples in the prompt (arXiv 2501.13074, section 4.1.1)."""
-
 FEW_SHOT_SEED = 1234
 """Draws the examples in the prompts; lm-eval's own default."""
 MOST_NEW_TOKENS = 256

@@ -1,6 +1,5 @@
 """The decoder as a model of lm-eval: log-likelihoods against direct sums, prompts and accuracy against lm-eval's own."""
 
-import json
 import os
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from lm_eval.tasks import TaskManager
 
 from moebench.errors import MoebenchError
 from moebench.files import read_jsonl
@@ -16,7 +16,8 @@ from moebench.models import shapes
 from moebench.models.decoder import Decoder
 from moebench.moe.experts import SwiGLUExperts
 from moebench.moe.layers.dense import Dense
-from moebench.protocols.language_model.harness import PAPER_TASKS, Examinee, examine, harness_tasks, local_tasks, write_tasks
+from moebench.protocols.language_model.config import HARNESS_TASKS
+from moebench.protocols.language_model.harness import Examinee, examine, harness_tasks, local_tasks, write_tasks
 
 CONTEXT = 24
 
@@ -220,20 +221,17 @@ def test_few_shot_prompts_are_those_that_the_harness_builds(folder):
 
 
 def test_lm_eval_itself_reads_the_folder(folder, tmp_path, monkeypatch):
-    code = """
-import json, sys
-from lm_eval.tasks import TaskManager
-task = TaskManager(include_path=".", include_defaults=False).load(["sees"])["tasks"]["sees"]
-task.build_all_requests()
-print(json.dumps([instance.args for instance in task.instances]))
-"""
-    env = os.environ | {"HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    made = subprocess.run([sys.executable, "-c", code], cwd=folder, env=env, capture_output=True, text=True, check=True)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    found = TaskManager(include_path=".", include_defaults=False).load(["sees"])["tasks"]["sees"]
     task = local_tasks(folder)["sees"]
-    task.build_all_requests()
-    assert json.loads(made.stdout.splitlines()[-1]) == [list(instance.args) for instance in task.instances]
+    for one in (found, task):
+        one.build_all_requests()
+    assert [instance.args for instance in found.instances] == [instance.args for instance in task.instances]
+    assert list((tmp_path / "cache").iterdir())  # what the other way of reading does without
 
 
+@pytest.mark.slow
 def test_nothing_is_cached_and_no_hub_is_asked(folder, tmp_path):
     """In a process whose home is an empty folder and whose sockets are refused."""
     code = """
@@ -280,13 +278,17 @@ def test_lm_eval_knows_the_papers_tasks(monkeypatch):
     }
 
     def download(self, *args, **kwargs):
-        data = Dataset.from_list([rows[self.config.task]] * 5)
+        row = rows[self.config.task]
+        data = Dataset.from_list([row | {"sentence": f"{row['sentence']} {n}"} if "sentence" in row else row for n in range(5)])
         self.dataset = dict.fromkeys(("train", "validation", "validation_matched", "test"), data)
 
     monkeypatch.setattr(ConfigurableTask, "download", download)
-    tasks = harness_tasks(PAPER_TASKS)
-    assert {name: task.config.num_fewshot for name, task in tasks.items()} == PAPER_TASKS
-    assert list(tasks) == list(rows)
+    manager = TaskManager()  # reads thousands of files
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", lambda: manager)
+    shots = dict.fromkeys(HARNESS_TASKS, 0) | {"mnli": 3, "qnli": 3, "sst2": 3}
+    tasks = harness_tasks(shots)
+    assert {name: task.config.num_fewshot for name, task in tasks.items()} == shots
+    assert list(tasks) == list(HARNESS_TASKS) == list(rows)
     assert {task.OUTPUT_TYPE for task in tasks.values()} == {"multiple_choice"}
     tasks["sst2"].set_fewshot_seed(0)
     tasks["sst2"].build_all_requests()
