@@ -81,24 +81,31 @@ class SparseLayer(nn.Module):
         """
         if document_BS is not None and attention_BHSS is not None:
             raise ValueError(f"{self.name}: attention is over rows, so routers that look at it cannot be given documents of a row")
-        real_BS = torch.ones(x_BSD.shape[:2], dtype=torch.bool, device=x_BSD.device) if mask_BS is None else mask_BS.bool()
-        tokens_TD = x_BSD[real_BS]
-        sequence_T, position_T = real_BS.nonzero(as_tuple=True)
+        B, S, _ = x_BSD.shape
+        place_T = torch.arange(B * S, device=x_BSD.device) if mask_BS is None else mask_BS.flatten().nonzero()[:, 0]
+
+        def real(values: Tensor) -> Tensor:
+            return values.flatten(0, 1) if mask_BS is None else values.flatten(0, 1).index_select(0, place_T)
+
+        tokens_TD, sequence_T, position_T = real(x_BSD), place_T // S, place_T % S
         if document_BS is not None:
-            place_T2 = torch.stack([sequence_T, document_BS[real_BS]], 1)
-            sequence_T, length_N = torch.unique_consecutive(place_T2, dim=0, return_inverse=True, return_counts=True)[1:]
-            position_T = position_T - position_T[length_N.cumsum(0) - length_N][sequence_T]
+            document_T = real(document_BS)
+            begins_T = torch.ones_like(place_T, dtype=torch.bool)
+            begins_T[1:] = (sequence_T.diff() != 0) | (document_T.diff() != 0)
+            sequence_T = begins_T.cumsum(0) - 1
+            position_T = position_T - position_T[begins_T][sequence_T]
         inputs = RouterInputs(
             tokens=tokens_TD.to(torch.promote_types(tokens_TD.dtype, torch.float32)),
-            token_ids=None if token_ids_BS is None else token_ids_BS[real_BS],
+            token_ids=None if token_ids_BS is None else real(token_ids_BS),
             sequence_ids=sequence_T,
             positions=position_T,
-            attention=None if attention_BHSS is None else attention_BHSS.transpose(1, 2)[real_BS],
+            attention=None if attention_BHSS is None else real(attention_BHSS.transpose(1, 2)),
         )
         change_TD, aux = self.change(tokens_TD, inputs)
-        y_BSD = torch.zeros_like(x_BSD)
-        y_BSD[real_BS] = change_TD.to(x_BSD.dtype)
-        return y_BSD, aux
+        change_TD = change_TD.to(x_BSD.dtype)
+        if mask_BS is None:
+            return change_TD.reshape(x_BSD.shape), aux
+        return x_BSD.new_zeros(B * S, x_BSD.shape[2]).index_copy(0, place_T, change_TD).view_as(x_BSD), aux
 
     def change(self, tokens_TD: Tensor, inputs: RouterInputs) -> tuple[Tensor, Aux]:
         """Compute the (T, D) change of the real tokens.
