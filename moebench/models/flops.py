@@ -1,13 +1,19 @@
-"""Parameters and floating-point operations of an encoder, counted analytically.
+"""Parameters and floating-point operations of an encoder or a decoder, counted analytically.
 
-torch's counter sees neither grouped products nor the fused CPU attention, so the formula stands here; a test checks it against the
-counter on the dense path. D width, S positions, F inner width, E experts.
+torch's counter sees neither grouped products nor the fused CPU attention, so the formulas stand here; tests check them against the
+counter on the dense path. D width, S positions, F inner width, E experts, V vocabulary.
+
+The decoder is not imported: runs depend on what they can import, and those of an encoder, which count its operations here, should not
+depend on it.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+from torch import nn
+
 from moebench.models import shapes
-from moebench.models.decoder import Decoder
 from moebench.models.encoder import Encoder
 
 
@@ -59,29 +65,50 @@ def costs_of(encoder: Encoder, sparse: shapes.Sparse | None, positions: int, row
     return {"parameters": total, "active_parameters": active, "flops_per_token": round(flops_per_token(encoder, sparse, positions, rows))}
 
 
-def macs_per_token(decoder: Decoder, rows: float, context: int) -> float:
-    """Multiplications of a token's forward pass through a decoder, with its head.
+def macs_per_token(decoder: Any, rows: float, context: int) -> float:
+    """Multiplications, each with its addition, of a forward pass per token, head included.
+
+    A block takes 4 D² for the projections and D (S + 1) for attention, 2 D for each of the (S + 1) / 2 keys that a token sees on average;
+    its feed-forward layer half of rows · `SparseLayer.flops_per_row` and of `SparseLayer.overhead`, and one for each weight of shared
+    experts; the head D V. Norms, rotary positions and softmax are left out.
 
     Args:
-        decoder: the decoder.
-        rows: rows of routed experts a token takes in a block, as measured.
-        context: S; attention is over (S + 1) / 2 keys on average, 2 D of them each. 0 leaves attention's scores out.
+        decoder: a `moebench.models.decoder.Decoder`.
+        rows: rows of routed experts a token and block, as measured; 1 in a dense decoder, K where a router sends a token to K experts.
+        context: S, the length of a document; 0 leaves out the products of queries and keys, and of probabilities and values.
     """
-    D = decoder.shape.width
-    keys = (context + 1) / 2 if context else 0
-    total: float = decoder.embedding.weight.numel()
-    for layer in decoder.layers:
-        total += 4 * D * D + 2 * D * keys + (rows if layer.experts.count > 1 else 1) * layer.flops_per_row / 2 + layer.overhead(1, 1) / 2
+    D, S = decoder.shape.width, max(context, 1)
+    total = float(decoder.embedding.weight.numel())
+    for block in decoder.blocks:
+        total += 4 * D**2 + (D * (S + 1) if context else 0)
+        total += rows * block.layer.flops_per_row / 2 + block.layer.overhead(S, 1) / S / 2
+        total += _size(getattr(block.layer, "shared", None))
     return total
 
 
-def decoder_costs(decoder: Decoder, rows: float, context: int) -> dict[str, int]:
-    """Return ``parameters``, ``active_parameters`` and ``flops_per_token`` of a decoder; arguments as above.
+def decoder_costs(decoder: Any, rows: float, context: int) -> dict[str, int]:
+    """Return ``parameters``, ``active_parameters`` and ``flops_per_token`` of a decoder; arguments as in `macs_per_token`.
 
-    Active are those that a token's forward pass uses at so many rows a block; the embedding, which is also the head, counts once.
+    The tied embedding counts once in both. Active are the parameters that a token's forward pass multiplies with: of a layer whose experts
+    choose for themselves also what the experts that were not chosen computed.
     """
-    total = active = sum(parameter.numel() for parameter in decoder.parameters())
-    for layer in decoder.layers:
-        experts = sum(parameter.numel() for parameter in layer.experts.parameters())
-        active -= round(experts * (1 - min(rows, layer.experts.count) / layer.experts.count)) if layer.experts.count > 1 else 0
-    return {"parameters": total, "active_parameters": active, "flops_per_token": round(2 * macs_per_token(decoder, rows, context))}
+    parameters = active = _size(decoder)
+    for block in decoder.blocks:
+        everything = _size(block.layer.experts)
+        chooses = 0 if hasattr(block.layer, "router") else block.layer.overhead(1, 1) / 2  # a router's weights are no expert's
+        active -= everything - round(min(everything, rows * block.layer.flops_per_row / 2 + chooses))
+    flops = round(2 * macs_per_token(decoder, rows, context))
+    return {"parameters": parameters, "active_parameters": active, "flops_per_token": flops}
+
+
+def published_active_parameters(decoder: Any, rows: float) -> int:
+    """Active parameters as Autonomy-of-Experts (arXiv 2501.13074) counts them, inferred from its 247M of 732M and 1.18B of 4B.
+
+    The tied embedding counts twice, as embedding and as head; of experts ``rows`` whole ones a block, whatever the others computed.
+    """
+    experts = sum(_size(block.layer.experts) * (1 - rows / block.layer.experts.count) for block in decoder.blocks)
+    return round(_size(decoder) + decoder.embedding.weight.numel() - experts)
+
+
+def _size(module: nn.Module | None) -> int:
+    return 0 if module is None else sum(parameter.numel() for parameter in module.parameters())
