@@ -1,9 +1,11 @@
 """Tokens per second of a pre-training step: dense, this project's sparse layer, Hugging Face's experts; and what Lightning adds.
 
     python benchmarks/train_step.py [--profile cpu] [--rounds 15] [--threads 2] [--precisions fp32 bf16]
+    python benchmarks/train_step.py --model decoder [--rounds 15] [--threads 2] [--precisions fp32 bf16] [--sizes small large]
 
 Every model has the same trunk, the same router and the same random ids, and the learning rate is 0, so that all sparse ones route alike for
-the whole run. Models take turns, step by step, so that a busy machine slows all of them alike; the figure is the median.
+the whole run. Models take turns, step by step, so that a busy machine slows all of them alike; the figure is the median. Decoders are
+compared as wholes, with transformers' Mixtral of the same weights, also at generating.
 
 B sequences, S positions, T tokens, K experts of a token.
 """
@@ -26,18 +28,29 @@ from torch import Tensor, nn
 from moebench.config import project_root
 from moebench.experiment import experiments
 from moebench.models import shapes
+from moebench.models.decoder import Decoder, generate
 from moebench.models.encoder import Encoder
+from moebench.models.flops import macs_per_token
 from moebench.moe.contract import RouterInputs
-from moebench.moe.experts import FeedForwardExperts, ResidualExperts
-from moebench.moe.layer import Aux, MoELayer
+from moebench.moe.experts import FactorisedExperts, FeedForwardExperts, ResidualExperts, SwiGLUExperts
+from moebench.moe.layer import Aux, MoELayer, SparseLayer
+from moebench.moe.layers.aoe import AoE
+from moebench.moe.layers.dense import Dense
+from moebench.moe.matching import widened
 from moebench.moe.registry import build_router
 from moebench.protocols.transfer.config import Setting
 from moebench.protocols.transfer.pretraining import PretrainingModule
 from moebench.training.batches import Batch
-from moebench.training.trainer import bf16_is_fast, fit, make_trainer
+from moebench.training.trainer import bf16_is_fast, fit, keep_freed_memory, make_trainer
 
 WARM_UP = 3
 RUNS = 5
+EXPERTS, CHOSEN = 8, 2
+DECODERS = {
+    "small": (shapes.Decoder(layers=4, width=96, heads=4, inner=256, context=128), 1024),
+    "large": (shapes.Decoder(layers=6, width=256, heads=4, inner=512, context=128), 8192),
+}
+"""Shape and vocabulary."""
 
 
 class HuggingFaceLayer(MoELayer):
@@ -201,16 +214,154 @@ def trainer_and_twin(build: Callable[[], PretrainingModule], batch: Batch, total
     return pairs
 
 
+def mixtral(decoder: Decoder, implementation: str) -> nn.Module:
+    """Return transformers' Mixtral with the weights of a decoder whose feed-forward layers are top-k mixtures.
+
+    Raises:
+        ImportError: transformers is absent.
+    """
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    shape = decoder.shape
+    options = {"vocab_size": decoder.embedding.num_embeddings, "hidden_size": shape.width, "intermediate_size": shape.inner}
+    options |= {"num_hidden_layers": shape.layers, "num_attention_heads": shape.heads, "num_key_value_heads": shape.heads}
+    options |= {"max_position_embeddings": shape.context, "rms_norm_eps": shape.epsilon, "rope_theta": shape.base}
+    options |= {"num_local_experts": EXPERTS, "num_experts_per_tok": CHOSEN, "tie_word_embeddings": True, "pad_token_id": None}
+    model: nn.Module = MixtralForCausalLM(MixtralConfig(**options, experts_implementation=implementation))
+    embedding = decoder.embedding.weight
+    weights = {"model.embed_tokens.weight": embedding, "lm_head.weight": embedding, "model.norm.weight": decoder.norm.weight}
+    for index, block in enumerate(decoder.blocks):
+        experts = block.layer.experts
+        theirs = {f"self_attn.{name}_proj.weight": weight for name, weight in zip("qkv", block.qkv.weight.chunk(3), strict=True)}
+        theirs |= {"self_attn.o_proj.weight": block.out.weight, "mlp.gate.weight": block.layer.router.embedding}
+        theirs |= {"input_layernorm.weight": block.attention_norm.weight, "post_attention_layernorm.weight": block.layer_norm.weight}
+        theirs |= {"mlp.experts.gate_up_proj": torch.cat([experts.gate_weight, experts.up_weight], 1)}
+        theirs |= {"mlp.experts.down_proj": experts.down_weight}
+        weights |= {f"model.layers.{index}.{name}": weight for name, weight in theirs.items()}
+    model.load_state_dict(weights)
+    return model
+
+
+def decoders(shape: shapes.Decoder, vocabulary: int) -> Iterator[tuple[str, nn.Module]]:
+    """Yield decoders of the same trunk: as many multiplications a token, but for what the choice of experts costs."""
+    width, inner = shape.width, shape.inner
+
+    def build(layer: Callable[[int], SparseLayer]) -> Decoder:
+        torch.manual_seed(0)
+        return Decoder(shape, vocabulary, layer)
+
+    yield "dense", build(lambda index: Dense(width, SwiGLUExperts(1, width, CHOSEN * inner)))
+    mixture = build(lambda index: MoELayer(build_router("topk", width, EXPERTS, {"k": CHOSEN}), SwiGLUExperts(EXPERTS, width, inner)))
+    yield f"MoE, top {CHOSEN}", mixture
+    low = width // 4
+    yield (
+        f"AoE, {low} wide norms",
+        build(lambda index: AoE(width, FactorisedExperts(EXPERTS, width, low, widened(width, inner, low)), k=CHOSEN)),
+    )
+    for kind in ("eager", "grouped_mm"):
+        try:
+            yield f"Mixtral {kind}", mixtral(mixture, kind)
+        except ImportError as error:
+            print(f"{f'Mixtral {kind}':24s} skipped ({error}): pip install 'transformers>=5.24'")
+
+
+def logits(model: nn.Module, ids_BS: Tensor) -> Tensor:
+    """(B, S, V) logits of a decoder of either library."""
+    return model.logits(model(ids_BS)[0]) if isinstance(model, Decoder) else model(ids_BS, use_cache=False).logits
+
+
+def decoder_step(model: nn.Module, precision: str, ids_BS: Tensor) -> Callable[[], Tensor]:
+    """Return a training step on the next token: forward, backward, AdamW at learning rate 0; it returns the loss."""
+    optimiser = torch.optim.AdamW(model.parameters(), lr=0.0)
+
+    def step() -> Tensor:
+        optimiser.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            loss = nn.functional.cross_entropy(logits(model, ids_BS[:, :-1]).flatten(0, 1), ids_BS[:, 1:].flatten())
+        loss.backward()
+        optimiser.step()
+        return loss.detach()
+
+    return step
+
+
+def continuation(model: nn.Module, ids_BS: Tensor, most: int) -> Tensor:
+    """(B, most) new ids, greedily, with a cache."""
+    if isinstance(model, Decoder):
+        return generate(model, ids_BS, None, most, [])
+    mask_BS = torch.ones_like(ids_BS)
+    return model.generate(ids_BS, attention_mask=mask_BS, max_new_tokens=most, do_sample=False, eos_token_id=None)[:, ids_BS.shape[1] :]
+
+
+def turns(work: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Return the median seconds of each, all taking turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    for _ in range(WARM_UP + rounds):
+        for name, run in work.items():
+            begin = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - begin)
+    return {name: statistics.median(taken[WARM_UP:]) for name, taken in seconds.items()}
+
+
+def compare_decoders(size: str, precision: str, rounds: int, batch: int = 16, prompts: int = 8) -> None:
+    """Print a line per decoder: a training step, then the continuation of prompts by half the context.
+
+    Raises:
+        RuntimeError: transformers computes other losses or tokens with the same weights.
+    """
+    shape, vocabulary = DECODERS[size]
+    built = dict(decoders(shape, vocabulary))
+    ids_BS = torch.randint(vocabulary, (batch, shape.context + 1), generator=torch.Generator().manual_seed(0))
+    steps = {name: decoder_step(model, precision, ids_BS) for name, model in built.items()}
+    ours, dense = f"MoE, top {CHOSEN}", macs_per_token(built["dense"], 1, shape.context)
+    theirs = [name for name in built if name.startswith("Mixtral")]
+    losses = {name: steps[name]().item() for name in (ours, *theirs)}
+    if max(losses.values()) - min(losses.values()) > (0.02 if precision == "bf16" else 1e-4):
+        raise RuntimeError(f"losses differ: {losses}")
+    taken = turns(steps, rounds)
+    print(f"\ndecoder {size}, {precision}, batch {batch} x {shape.context}, E {EXPERTS}, threads {torch.get_num_threads()}: training")
+    for name, median in taken.items():
+        model = built[name]
+        macs = (
+            f", multiplications {macs_per_token(model, CHOSEN, shape.context) / dense:5.3f} x dense"
+            if name.startswith(("AoE", "MoE"))
+            else ""
+        )
+        print(f"{name:24s} {1000 * median:8.1f} ms {batch * shape.context / median:9.0f} tokens/s {median / taken[ours]:6.2f} x ours{macs}")
+    half = shape.context // 2
+    written = {name: partial(continuation, model.eval(), ids_BS[:prompts, :half], half) for name, model in built.items()}
+    if precision == "fp32" and any(not torch.equal(written[name](), written[ours]()) for name in theirs):
+        raise RuntimeError("transformers continues the prompts with other tokens")
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        taken = turns(written, max(rounds // 3, 3))
+    print(f"generation, {prompts} prompts of {half} tokens, {half} new ones each")
+    for name, median in taken.items():
+        print(f"{name:24s} {1000 * median:8.1f} ms {prompts * half / median:9.0f} tokens/s {median / taken[ours]:6.2f} x ours")
+
+
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="encoder", choices=["encoder", "decoder"])
     parser.add_argument("--profile", default="cpu", help="profile of the first table")
     parser.add_argument("--paper", default="xmoe")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=0, help="CPU threads of the larger size; 0: torch's default")
     parser.add_argument("--precisions", nargs="*", default=["fp32", "bf16"], choices=["fp32", "bf16"], help="of the larger size")
+    parser.add_argument("--sizes", nargs="*", default=[*DECODERS], choices=[*DECODERS], help="of the decoder")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
+    if arguments.model == "decoder":
+        torch.set_num_threads(arguments.threads or torch.get_num_threads())
+        keep_freed_memory()  # as the project's trainer does
+        for size in arguments.sizes:
+            for precision in arguments.precisions:
+                if precision == "bf16" and not bf16_is_fast():
+                    print("bf16 is left out: this processor has no instructions for it")
+                    continue
+                compare_decoders(size, precision, arguments.rounds)
+        return
     (experiment,) = experiments(project_root(), arguments.profile, arguments.paper)
     setting, data = experiment.setting, experiment.data
     vocabulary = data.tokens.vocabulary or 250002  # the bundled tokenizer's
