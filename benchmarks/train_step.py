@@ -36,7 +36,7 @@ from moebench.moe.experts import FactorisedExperts, FeedForwardExperts, Residual
 from moebench.moe.layer import Aux, MoELayer, SparseLayer
 from moebench.moe.layers.aoe import AoE
 from moebench.moe.layers.dense import Dense
-from moebench.moe.matching import widened
+from moebench.models.matching import widened
 from moebench.moe.registry import build_router
 from moebench.protocols.transfer.config import Setting
 from moebench.protocols.transfer.pretraining import PretrainingModule
