@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from moebench.config import BaseData, Config, Count, Positive, Seed, Share
+from moebench.config import BaseData, Config, Count, Positive, Real, Seed, Share, Text
 from moebench.data.catalogue import TASKS, Task, task
 from moebench.errors import nearest
 
@@ -64,6 +64,31 @@ class Tokens(Config):
             raise ValueError(f"vocabulary is {'required' if self.source == 'trained' else 'not an option'} for source {self.source!r}")
         if (self.checkpoint is None) == (self.source == "hub"):
             raise ValueError(f"checkpoint is {'required' if self.source == 'hub' else 'not an option'} for source {self.source!r}")
+        return self
+
+
+class Stream(Config):
+    """Which corpus of the hub is read as a stream (`moebench.data.text_stream`), and how its parts are mixed."""
+
+    dataset: Annotated[str, Field(pattern=r"^\w[\w.\-]*/\w[\w.\-]*$")]
+    """On the hub: owner/name."""
+    revision: str = ""
+    """Commit, 40 hexadecimal digits; empty only where the files were put in place by hand."""
+    sources: Annotated[dict[Text, Annotated[Real, Field(gt=0, le=1e6)]], Field(min_length=1)]
+    """Pattern of file names (``*`` stands for ``/`` too) → weight. Its files are read one after the other, in the order of their names; the
+    next document is that of the pattern which has given the fewest bytes for its weight, and one without files left drops out. Files are
+    parquet, or text that may be compressed: JSON lines, or ``.txt`` with a document a line."""
+    column: Text = "text"
+    """Of a parquet file or JSON object: the one that holds the text."""
+    tokens: Annotated[int, Field(strict=True, ge=1, le=10**13)]
+    """At most so many are packed."""
+    shard_rows: Positive = 65_536
+    """Rows of a shard, which memory holds at a time."""
+
+    @model_validator(mode="after")
+    def _revision_is_a_commit(self) -> Stream:
+        if self.revision and not re.fullmatch("[0-9a-f]{40}", self.revision):
+            raise ValueError(f"revision {self.revision!r} is no commit of 40 hexadecimal digits; a branch or tag may move")
         return self
 
 

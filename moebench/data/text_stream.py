@@ -22,14 +22,13 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
 
-from moebench.config import Config, Positive, Real, Text
 from moebench.data.lm_tokenizer import Pieces
 from moebench.data.packing import TextRows, header, id_type, stream_of
+from moebench.data.text_settings import Stream
 from moebench.errors import MoebenchError, nearest
 from moebench.files import atomic_write, held, json_text, read_object, sha256, write_json
 
@@ -42,31 +41,6 @@ BATCH = 64
 TIMEOUT = 10
 """Seconds after which the hub counts as out of reach."""
 _SUFFIX = re.compile(r"\.(parquet|(jsonl?|txt)(\.(gz|bz2|xz|zst))?)$")
-
-
-class Stream(Config):
-    """Which corpus, and how its parts are mixed."""
-
-    dataset: Annotated[str, Field(pattern=r"^\w[\w.\-]*/\w[\w.\-]*$")]
-    """On the hub: owner/name."""
-    revision: str = ""
-    """Commit, 40 hexadecimal digits; empty only where the files were put in place by hand."""
-    sources: Annotated[dict[Text, Annotated[Real, Field(gt=0, le=1e6)]], Field(min_length=1)]
-    """Pattern of file names (``*`` stands for ``/`` too) → weight. Its files are read one after the other, in the order of their names; the
-    next document is that of the pattern which has given the fewest bytes for its weight, and one without files left drops out. Files are
-    parquet, or text that may be compressed: JSON lines, or ``.txt`` with a document a line."""
-    column: Text = "text"
-    """Of a parquet file or JSON object: the one that holds the text."""
-    tokens: Annotated[int, Field(strict=True, ge=1, le=10**13)]
-    """At most so many are packed."""
-    shard_rows: Positive = 65_536
-    """Rows of a shard, which memory holds at a time."""
-
-    @model_validator(mode="after")
-    def _revision_is_a_commit(self) -> Stream:
-        if self.revision and not re.fullmatch("[0-9a-f]{40}", self.revision):
-            raise ValueError(f"revision {self.revision!r} is no commit of 40 hexadecimal digits; a branch or tag may move")
-        return self
 
 
 @dataclass
@@ -346,7 +320,7 @@ class StreamRows:
 
     def __getitem__(self, rows: slice | np.ndarray | list[int]) -> np.ndarray:
         """Return the ids of the chosen rows, (B, S) int64."""
-        rows_B = np.arange(len(self))[rows]
+        rows_B = np.arange(*rows.indices(len(self))) if isinstance(rows, slice) else np.asarray(rows)
         shards_B = np.searchsorted(self._ends, rows_B, side="right")
         ids_BS = np.empty((len(rows_B), self._shards[0].ids_NS.shape[1]), dtype=np.int64)
         for shard in np.unique(shards_B):

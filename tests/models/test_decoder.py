@@ -12,11 +12,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralFo
 from moebench.models import shapes
 from moebench.models.decoder import Cache, Decoder, RMSNorm, generate, rotate, rotations
 from moebench.models.flops import decoder_costs, macs_per_token, published_active_parameters
+from moebench.models.matching import widened
 from moebench.moe.experts import FactorisedExperts, SwiGLUExperts
 from moebench.moe.layer import MoELayer
 from moebench.moe.layers.aoe import AoE
 from moebench.moe.layers.dense import Dense
-from moebench.models.matching import widened
 from moebench.moe.registry import build_router
 
 V, D, F, E = 50, 32, 24, 4

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from moebench.models.matching import widened
 from moebench.moe import FactorisedExperts, MoELayer, ResidualExperts, Router, SwiGLUExperts, build_layer, build_router
 from moebench.moe.layers.aoe import AoE
-from moebench.models.matching import widened
 
 D, L, INNER, E = 8, 3, 12, 4
 NODES = ("gate", "up", "activated", "product", "output")

@@ -13,6 +13,7 @@ import torch
 
 from moebench.data.lm_tokenizer import Pieces
 from moebench.data.packing import TextRows, positions, targets
+from moebench.data.text_stream import StreamRows
 from moebench.training.batches import Batch, weight
 
 ROUNDS = 4
@@ -50,7 +51,7 @@ class TextBatches:
     """The batches of pre-training: rows of all texts, mixed; epoch after epoch, each in its own order.
 
     Args:
-        files: packed rows of the texts, of one length.
+        texts: packed rows of the texts, of one length.
         pieces: the tokenizer, for what begins a document and what is padding.
         batch: B, rows of a step.
         seed: of the order.
@@ -58,8 +59,8 @@ class TextBatches:
         parts: how many parts there are.
     """
 
-    def __init__(self, files: Sequence[Path], pieces: Pieces, batch: int, seed: int, part: int = 0, parts: int = 1):
-        self.texts = [TextRows(file) for file in files]
+    def __init__(self, texts: Sequence[TextRows | StreamRows], pieces: Pieces, batch: int, seed: int, part: int = 0, parts: int = 1):
+        self.texts = texts
         self.ends = np.cumsum([len(text) for text in self.texts])
         self.pieces, self.batch, self.seed, self.part, self.parts = pieces, batch, seed, part, parts
 
@@ -81,7 +82,18 @@ class TextBatches:
         """(B, S) ids of rows that are counted over all texts."""
         text_B = np.searchsorted(self.ends, numbers_B, side="right")
         begins = np.concatenate([[0], self.ends[:-1]])
-        return np.stack([self.texts[text].ids_NS[number - begins[text]] for text, number in zip(text_B, numbers_B, strict=True)])
+        found: dict[int, np.ndarray] = {}
+        for text in np.unique(text_B):
+            places = np.flatnonzero(text_B == text)
+            found |= zip(places.tolist(), self.texts[text][numbers_B[places] - begins[text]], strict=True)
+        return np.stack([found[place] for place in range(len(numbers_B))])
+
+
+def open_rows(folder: Path, name: str) -> TextRows | StreamRows:
+    """The packed rows of a text: one file, or shards where it was read as a stream."""
+    if (folder / name).is_dir():
+        return StreamRows(folder / name)
+    return TextRows(folder / f"{name}.npy")
 
 
 def hash_of(seed: int, epoch: int) -> int:

@@ -25,7 +25,7 @@ from moebench.config import (
     check_memory,
     layers,
 )
-from moebench.data.text_settings import Constructed, TextData
+from moebench.data.text_settings import Constructed, Stream, TextData
 from moebench.errors import MoebenchError, nearest
 from moebench.experiment import Experiment
 from moebench.models.matching import matching_rank, widened
@@ -65,8 +65,10 @@ class Files(Config):
 
     source: Literal["files"]
     path: str
-    document: Literal["line", "block", "file"] = "block"
-    """What a document is: a line, a block between empty lines, or a file."""
+    unit: Literal["file", "block", "line"] = "block"
+    """What a document is: a file, lines between blank ones, or a line."""
+    language: str | None = None
+    """Only the files of this language, in a folder of its name; none: all."""
 
     @model_validator(mode="after")
     def _path_stays_below(self) -> Files:
@@ -82,16 +84,10 @@ class Benchmarks(Config):
     language: str
 
 
-class Stream(Config):
-    """A data set of the hub, or a folder in its layout below ``data/downloads``, read as a stream until there are enough tokens."""
+class Streamed(Stream):
+    """A corpus of the hub, or in its layout below ``data/downloads``, read as a stream until there are ``tokens`` to train on."""
 
     source: Literal["stream"]
-    repository: str
-    """``owner/name@revision``, the revision in 40 hexadecimal digits, or a folder below ``data/downloads``."""
-    tokens: Annotated[int, Field(strict=True, ge=1, le=10**13)]
-    """Of the training text."""
-    validation_tokens: Positive
-    column: str = "text"
 
 
 class Tokens(Config):
@@ -112,7 +108,7 @@ class Tokens(Config):
         return self
 
 
-Text = Annotated[Docstrings | Pivot | Files | Benchmarks | Stream, Field(discriminator="source")]
+Text = Annotated[Docstrings | Pivot | Files | Benchmarks | Streamed, Field(discriminator="source")]
 
 
 class Data(BaseData):
@@ -144,6 +140,8 @@ class Data(BaseData):
             raise ValueError("the section 'constructed' belongs to, and is required by, a text with source 'constructed'")
         if len(made) > 1:
             raise ValueError(f"texts {made[0]!r} and {made[1]!r} are both the constructed pivot language")
+        if self.tokens.source == "trained" and any(text.source == "stream" for text in self.texts.values()):
+            raise ValueError("tokens.source 'trained': should be 'checkpoint' beside a stream, which is read once")
         if any(text.source == "benchmarks" for text in self.texts.values()) != (self.benchmarks is not None):
             raise ValueError("the section 'benchmarks' belongs to, and is required by, texts with source 'benchmarks'")
         if self.benchmarks is not None and self.benchmarks.source != "files":

@@ -20,15 +20,15 @@ from torch.nn import functional
 from moebench.config import Optimisation
 from moebench.data import lm_tokenizer
 from moebench.data.lm_tokenizer import Pieces
-from moebench.data.packing import IGNORED, TextRows
+from moebench.data.packing import IGNORED
 from moebench.experiment import Experiment, Run
 from moebench.metrics.routing import load_entropy, max_violation
 from moebench.models.build import load_weights
 from moebench.models.decoder import Decoder
 from moebench.models.flops import decoder_costs, macs_per_token
 from moebench.moe.coupling import coupling
-from moebench.moe.layer import Aux, MoELayer
-from moebench.protocols.language_model.batches import batch_of
+from moebench.moe.layer import Aux
+from moebench.protocols.language_model.batches import batch_of, open_rows
 from moebench.protocols.language_model.build import build
 from moebench.protocols.language_model.config import CONSTRUCTED_TASKS
 from moebench.training.batches import Batch, loader
@@ -102,7 +102,7 @@ class ExaminationJob(Job):
         load_weights(self.decoder, experiment.start(run))
         self.optimisation = Optimisation(steps=0, batch=plan["examine_batch"], rate=1.0)
         self.module: Examined = Examined(self.decoder, self.optimisation, run.seed)
-        self.rows = 0.0
+        self.rows, self.context = 0.0, 0
 
     def batches(self, part: int, parts: int) -> Callable[[int], Batch]:
         """There are none: nothing is learned."""
@@ -119,6 +119,7 @@ class ExaminationJob(Job):
         for name in self.plan["texts"]:
             held_out = list(self._held_out(name))
             mine: Any = trainer.predict(self.module, loader(held_out))
+            self.context = held_out[0]["ids"].shape[1]
             nll, n = (sum(output[key] for output in mine) for key in ("nll", "n"))
             size = sum(bytes_of(batch["targets"].numpy(), self.pieces) for batch in held_out)
             measure("text", name, "nll", nll / n, n)
@@ -131,22 +132,23 @@ class ExaminationJob(Job):
 
             local = self.prepared / "tasks"
             others = {name: shots for name, shots in self.plan["tasks"].items() if name not in CONSTRUCTED_TASKS}
-            for tasks in (*([local] if local.is_dir() else []), *([others] if others else [])):
-                examine(self.decoder, self.pieces, tasks, folder, self.plan["examine_batch"])
+            if local.is_dir():
+                examine(self.decoder, self.pieces, local, folder, self.plan["examine_batch"])
+            if others:
+                examine(self.decoder, self.pieces, others, folder, self.plan["examine_batch"])
         return measures
 
     def _held_out(self, name: str) -> Iterator[Batch]:
-        rows = TextRows(self.prepared / "validation" / f"{name}.npy")
+        rows = open_rows(self.prepared / "validation", name)
         for begin in range(0, len(rows), self.plan["examine_batch"]):
             yield batch_of(rows[begin : begin + self.plan["examine_batch"]], self.pieces)
 
     def _routing(self, outputs: list[Any], measure: Callable[[str, str, str, float, int], None]) -> None:
         """How experts were used on all held-out text: of each block, ``layer<i>`` from 1, and over all of them."""
         tokens = sum(output["tokens"] for output in outputs)
-        context = TextRows(self.prepared / "validation" / f"{self.plan['texts'][0]}.npy").ids_NS.shape[1]
         loads = [sum(output["layers"][place]["load"] for output in outputs) for place in range(len(self.decoder.layers))]
         self.rows = float(np.mean([load.sum() for load in loads])) / tokens
-        measure("routing", "all", "macs_per_token", macs_per_token(self.decoder, self.rows, context), tokens)
+        measure("routing", "all", "macs_per_token", macs_per_token(self.decoder, self.rows, self.context), tokens)
         if len(loads[0]) == 1:
             return
         measure("routing", "all", "experts_per_token", self.rows, tokens)
@@ -157,9 +159,10 @@ class ExaminationJob(Job):
             mine["router_entropy"] = sum(output["layers"][place]["entropy"] for output in outputs) / tokens
             if "margin" in outputs[0]["layers"][place]:
                 mine["rank_margin"] = sum(output["layers"][place]["margin"] for output in outputs) / tokens
-            if isinstance(layer, MoELayer) and getattr(layer.router, "embedding", torch.empty(0)).ndim == 2:
+            embedding = getattr(getattr(layer, "router", None), "embedding", None)
+            if isinstance(embedding, Tensor) and embedding.ndim == 2:
                 with torch.no_grad():
-                    mine["coupling"] = coupling(layer.router.embedding, layer.experts.gate_EFD).item()
+                    mine["coupling"] = coupling(embedding, layer.experts.gate_EFD).item()  # type: ignore[arg-type]
             for metric, value in mine.items():
                 measure("routing", f"layer{place + 1:02d}", metric, value, tokens)
                 found.setdefault(metric, []).append(value)

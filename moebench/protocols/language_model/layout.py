@@ -45,14 +45,15 @@ TASK_NAMES = {
 }
 """Task → what the paper's tables call it."""
 LIKELIHOOD_MEANING = (
-    "Of the held-out text, all tokens but the first of each document and row; bits a byte divide by the bytes of the text, so that they compare"
-    " between tokenizers. Lower is better."
+    "Of the held-out text, all tokens but the first of each document and row; bits a byte divide by the bytes of the text, so that they"
+    " compare between tokenizers. Lower is better."
 )
 ROUTING_MEANING = (
     "Measured on all held-out text, where nothing is dropped; means over blocks, but idle, which is summed. Ent_load is the entropy of the"
-    " experts' shares f / K (balanced: ln E), Ent_conf the mean entropy of a token's softmax over all scores (lower: surer). The latter falls"
-    " with the size of the scores alone; the rank margin does not: the gap between the K-th and the next score over the deviation of a"
-    " token's scores. Idle is the largest share minus the smallest, a stand-in for the time that experts wait. The coupling loss"
+    " experts' shares f / K (balanced: ln E), Ent_conf the mean entropy of a token's softmax over all scores (lower: surer). The"
+    " latter falls with the size of the scores alone; the rank margin does not: the gap between the K-th and the next score over the"
+    " deviation of a token's scores. Idle is the largest share minus the smallest, a stand-in for the time that experts wait. The"
+    " coupling loss"
     " (arXiv 2512.23447) without its noise, α = 1, is 0 where every expert answers its own router row most; norms have no such rows."
 )
 SHALLOW = "best shallow baseline"
@@ -167,8 +168,9 @@ def main_blocks(
     blocks.append(difference_grid(table, expected, tested))
     blocks += undecided(table, expected, tested)
     remark = (
-        "Binomial errors of these tasks' test sets alone make about 0.4 points of an average, so that the whole spread of published averages,"
-        " 43.28 to 44.46, is two standard errors of a difference, from one run each: published accuracies do not separate these methods."
+        "Binomial errors of these tasks' test sets alone make about 0.4 points of an average, so that the whole spread of published"
+        " averages, 43.28 to 44.46, is two standard errors of a difference, from one run each: published accuracies do not"
+        " separate these methods."
     )
     which = expected.experiment.setting.beside
     return [
@@ -191,10 +193,10 @@ def _said(expected: Expected, verdicts: Mapping[str, tuple[str, str | None, floa
     }
     verdict = "; ".join(f"`{task}` {words[verdicts[task][0]]}" for task in made)
     return [
-        "Tasks in the constructed pivot language, with exact answers (`docs/TASKS_OF_LANGUAGE_MODELS.md`); the predicted choice is the likeliest"
-        " by its whole log-likelihood, and nothing is shown before the question.",
-        f"A task counts, and enters the average, where {expected.label} beats the best shallow baseline by {MARGIN} deviations over seeds, and is"
-        f" as far from 100: {verdict}.",
+        "Tasks in the constructed pivot language, with exact answers (`docs/TASKS_OF_LANGUAGE_MODELS.md`); the predicted choice is the"
+        " likeliest by its whole log-likelihood, and nothing is shown before the question.",
+        f"A task counts, and enters the average, where {expected.label} beats the best shallow baseline by {MARGIN} deviations over seeds,"
+        f" and is as far from 100: {verdict}.",
     ]
 
 
@@ -212,10 +214,10 @@ def _floors(expected: Expected, shallow: Values) -> list[tuple[str, ...]]:
 def calibration_blocks(table: pd.DataFrame, expected: Expected) -> list[Block]:
     """How far the probabilities of choices can be trusted."""
     meaning = (
-        "Probabilities are softmax over a question's choices of their whole log-likelihoods. NLL in nats a question, Brier summed over choices,"
-        " ECE of the likeliest choice in 15 bins, as a fraction; accuracy by characters takes the likeliest choice a character."
+        "Probabilities are softmax over a question's choices of their whole log-likelihoods. NLL in nats a question, Brier summed over"
+        " choices, ECE of the likeliest choice in 15 bins, as a fraction; accuracy by characters takes the likeliest choice a character."
     )
-    blocks = []
+    blocks: list[Block] = []
     for metric in ("nll", "brier", "ece", "accuracy_normalised"):
         heading = "NLL, nats a question" if metric == "nll" else MEASURES[metric][0]
         blocks.append(grid(table, heading, (meaning, SPREAD) if not blocks else (), keys_of(expected.tasks, metric)))
@@ -252,8 +254,9 @@ def removed_blocks(table: pd.DataFrame, expected: Expected) -> list[Block]:
     """A trained model without its router, in the pattern of the paper's Tables 1, 6 and 7."""
     tasks = keys_of([*expected.tasks, AVERAGE] if expected.tasks else [])
     text = (
-        f"The trained models of {expected.label}, seed by seed, without their routers: every expert computes a node, the K experts of largest"
-        " norm there do the work, weighted by softmax over their norms. Nothing is trained. The first row is the model with its router."
+        f"The trained models of {expected.label}, seed by seed, without their routers: every expert computes a node, the K experts of"
+        " largest norm there do the work, weighted by softmax over their norms. Nothing is trained. The first row is the"
+        " model with its router."
     )
     keys = [*text_keys(expected, ("perplexity",)), *tasks]
     blocks = [grid(table, "", (text, SPREAD), keys), difference_grid(table, expected, [*text_keys(expected, ("nll",)), *tasks])]
@@ -266,8 +269,9 @@ def throughput_blocks(table: pd.DataFrame, published: Callable[[str, str], str])
     """Operations against the MoE, of the published sizes, in the pattern of the paper's Table 4."""
     text = (
         "Multiplications of a token's forward pass at the published size (12 blocks of width 768, 8 experts, K = 2; projections, experts,"
-        " router and head, without attention's scores), counted from the architecture; the ratio is the MoE's over the method's, an upper bound"
-        " of its relative throughput where nothing but multiplications costs. Published: the ratio of measured training throughput on GPUs."
+        " router and head, without attention's scores), counted from the architecture; the ratio is the MoE's over the method's, an upper"
+        " bound of its relative throughput where nothing but multiplications costs. Published: the ratio of measured training"
+        " throughput on GPUs."
     )
     rows = tuple(
         (
@@ -298,8 +302,9 @@ def costs_blocks(costs: pd.DataFrame, expected: Expected) -> list[Block]:
         rows.append((expected.methods[name].label, *sizes, *shown))
     hours = math.fsum(float(value) for value in costs["seconds"].dropna()) / 3600
     text = (
-        "Of one pre-training run, mean over seeds; seconds and memory are of the machine in `provenance.csv`, runs going side by side. Active:"
-        " parameters that a token's forward pass uses, at the experts that held-out text took; the embedding, which is also the head, once.",
+        "Of one pre-training run, mean over seeds; seconds and memory are of the machine in `provenance.csv`, runs going side by side."
+        " Active: parameters that a token's forward pass uses, at the experts that held-out text took; the embedding, which is also the"
+        " head, once.",
         f"Training seconds of all runs of this paper together: {hours:.2f} hours.",
     )
     header = ("method", "parameters", "active", "seconds", "tokens a second", "peak memory, MB")

@@ -134,7 +134,7 @@ def summary(
                 )
             if published and key in published:
                 row["published"] = published[key](expected.methods[name].published)
-            rows.append(row | {"note": "; ".join(filter(None, (_hole(expected, key, name, found), unclaimed if seeds else "")))})
+            rows.append(row | {"note": "; ".join(filter(None, (_hole(expected, values, key, name), unclaimed if seeds else "")))})
     return frame(rows, COLUMNS)
 
 
@@ -153,15 +153,13 @@ def seeds_needed(differences: Sequence[float]) -> int | None:
     return next((seeds for seeds in range(n + 1, MOST_SEEDS + 1) if decided(seeds)), MOST_SEEDS + 1)
 
 
-def _hole(expected: Expected, key: Key, name: str, found: Mapping[int, float]) -> str:
-    method = expected.methods[name]
+def _hole(expected: Expected, values: Values, key: Key, name: str) -> str:
+    method, found = expected.methods[name], values.get(key, {}).get(name, {})
     task, _, metric = key
     if task == ROUTED and metric != "macs_per_token" and method.layer == "dense":
         return "no experts"
-    if metric == "coupling" and method.layer != "moe":
-        return "no router"
-    if metric == "rank_margin" and not found and method.layer == "dense":
-        return "no experts"
+    if metric == "coupling" and not found and values.get((ROUTED, ALL, "load_entropy"), {}).get(name):
+        return "no router with a row an expert"
     if task == AVERAGE and not found:
         return "no task counts, or not every task is there"
     missing = [seed for seed in expected.seeds if seed not in found]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -9,11 +11,10 @@ from typing import Any
 
 from moebench.config import benchmark_folder
 from moebench.data import checkpoint_files, lm_tokenizer, packing
-from moebench.errors import MoebenchError
 from moebench.experiment import Experiment
-from moebench.files import write_json
+from moebench.files import read_object, write_json
 from moebench.protocol import Plan
-from moebench.protocols.language_model.config import CONSTRUCTED_TASKS, Benchmarks, Data, Docstrings, Files, Pivot, Stream, Text
+from moebench.protocols.language_model.config import CONSTRUCTED_TASKS, Benchmarks, Data, Docstrings, Files, Pivot, Streamed, Text
 from moebench.protocols.language_model.harness import write_tasks
 from moebench.protocols.language_model.runs import EXAMINATION
 
@@ -34,11 +35,15 @@ def plan(experiment: Experiment) -> Plan:
     data: Data = experiment.data
     used = {text.source for text in data.texts.values()}
     what = data.model_dump(mode="json")
-    if "files" in used:
-        from moebench.data import text_files
+    for name, text in data.texts.items():
+        if isinstance(text, Files):
+            from moebench.data.text_files import TextFiles
 
-        paths = [text.path for text in data.texts.values() if isinstance(text, Files)]
-        what["files"] = {path: text_files.digests(benchmark_folder(experiment.root), path) for path in paths}
+            what.setdefault("files", {})[name] = TextFiles(benchmark_folder(experiment.root) / text.path, text.unit).files()
+        if isinstance(text, Streamed):
+            from moebench.data.text_stream import TextStream
+
+            what.setdefault("streams", {})[name] = TextStream(experiment.root / "data" / "downloads", text).revision
     if data.benchmarks is not None:
         from moebench.data.files import FilesSource
 
@@ -116,8 +121,8 @@ class _Source:
         elif isinstance(text, Files):
             from moebench.data.text_files import TextFiles
 
-            self.made = TextFiles(benchmark_folder(experiment.root) / text.path, text.document)
-            self.revision = self.made.revision
+            self.made = TextFiles(benchmark_folder(experiment.root) / text.path, text.unit)
+            self.revision = self.made.revision[:12]
         elif isinstance(text, Benchmarks):
             from moebench.data.files import FilesSource
 
@@ -125,18 +130,20 @@ class _Source:
             self.made = FilesSource(benchmark_folder(experiment.root), data.benchmarks, say)
             self.revision = self.made.revision[:12]
         else:
-            self.revision = text.repository
+            from moebench.data.text_stream import TextStream
+
+            self.made = TextStream(experiment.root / "data" / "downloads", text)
+            self.revision = f"{text.dataset.replace('/', '-')}-{self.made.revision[:12]}"
 
     def documents(self, split: str) -> Iterator[str]:
         """Yield the documents of a split."""
-        if isinstance(self.text, Stream):
-            raise MoebenchError(f"{self.experiment.data_file}: key 'tokens.source' should be 'checkpoint': a stream is read once")
         if isinstance(self.text, Docstrings):
             from moebench.data import docstrings
 
             yield from (text.text for text in self.made if docstrings.split_of(text.package) == split)
-        elif isinstance(self.text, Benchmarks):
-            yield from (document for language, document in self.made.documents(split) if language == self.text.language)
+        elif isinstance(self.text, Benchmarks | Files):
+            wanted = self.text.language
+            yield from (document for language, document in self.made.documents(split) if wanted in (None, language))
         else:
             yield from self.made.documents(split)
 
@@ -146,13 +153,37 @@ class _Source:
         return items
 
     def rows(self, split: str, pieces: lm_tokenizer.Pieces, length: int, path: Path, limit: int | None) -> dict[str, int]:
-        """Write packed rows, at most ``limit``."""
-        if isinstance(self.text, Stream):
-            from moebench.data import text_stream
-
-            return text_stream.rows(self.text, split, pieces, length, path, limit, self.experiment.root / "data" / "downloads", self.say)
+        """Write packed rows, at most ``limit``; those of a stream are shards in a folder of the path's name, without ending."""
+        if isinstance(self.text, Streamed):
+            return self._stream(self.text, split, pieces, length, path.with_suffix(""), limit)
         ids = (one for batch in _batches(self.documents(split)) for one in pieces.encode_batch(batch))
         return packing.write_rows(_cut(ids, limit and limit * length), length, pieces.bos, pieces.eos, path, size=pieces.size)
+
+    def _stream(
+        self, text: Streamed, split: Any, pieces: lm_tokenizer.Pieces, length: int, folder: Path, limit: int | None
+    ) -> dict[str, int]:
+        """Pack what is wanted of a stream below ``data/downloads``, where a killed run goes on, and link its shards here."""
+        from moebench.data import text_stream
+
+        downloads = self.experiment.root / "data" / "downloads"
+        settings = text if limit is None else text.model_copy(update={"tokens": limit * length})
+        packed = text_stream.pack(
+            text_stream.TextStream(downloads, settings),
+            pieces,
+            length,
+            downloads / "packed",
+            split,
+            lambda tokens: self.say(f"{split} rows, {tokens:,} tokens"),
+        )
+        folder.mkdir(parents=True)
+        for shard in packed.iterdir():
+            if shard.name != text_stream.STATE:
+                try:
+                    os.link(shard, folder / shard.name)
+                except OSError:  # another file system
+                    shutil.copyfile(shard, folder / shard.name)
+        counts: dict[str, int] = read_object(packed / text_stream.DONE, rows=int)
+        return counts
 
 
 def _cut(documents: Iterable[list[int]], tokens: int | None) -> Iterator[list[int]]:

@@ -21,7 +21,7 @@ from moebench.models.decoder import Decoder
 from moebench.models.flops import decoder_costs
 from moebench.moe.layer import Aux
 from moebench.moe.layers.aoe import AoE
-from moebench.protocols.language_model.batches import TextBatches
+from moebench.protocols.language_model.batches import TextBatches, open_rows
 from moebench.protocols.language_model.build import build
 from moebench.protocols.language_model.config import Pretraining
 from moebench.training.batches import Batch
@@ -47,7 +47,7 @@ class LanguageModel(Training):
         self.optimisation: Pretraining = optimisation
         self.decoder = decoder
         self.selecting = [place for place, layer in enumerate(decoder.layers) if isinstance(layer, AoE)]
-        experts = decoder.layers[0].experts.count
+        experts = int(decoder.layers[0].experts.count)  # type: ignore[arg-type]
         self.register_buffer("norms", torch.zeros(NORM_POINTS, len(self.selecting), experts if self.selecting else 0))
 
     def outputs(self, batch: Batch) -> tuple[Tensor, Tensor, list[Aux]]:
@@ -97,8 +97,10 @@ class PretrainingJob(Job):
 
     def batches(self, part: int, parts: int) -> Callable[[int], Batch]:
         """Rows of all texts, mixed."""
-        files = [self.prepared / "train" / f"{name}.npy" for name in read_object(self.prepared / "manifest.json", texts=dict)["texts"]]
-        return TextBatches(files, self.pieces, self.optimisation.batch, self.seed, part, parts)
+        names = read_object(self.prepared / "manifest.json", texts=dict)["texts"]
+        return TextBatches(
+            [open_rows(self.prepared / "train", name) for name in names], self.pieces, self.optimisation.batch, self.seed, part, parts
+        )
 
     def after(self, trainer: lightning.Trainer, folder: Path) -> list[dict[str, Any]]:
         """Leave how the norms of experts that select themselves grew, ``norms.json``: a list of step and (L, E) means."""

@@ -54,8 +54,8 @@ def score(experiment: Experiment, judged: Collection[str], finished: Collection[
 def chosen(task: str, path: Path) -> list[Row]:
     """Judge choices by their log-likelihoods: `moebench.protocols.language_model.config.CHOICES`.
 
-    The prediction is the likeliest choice, or, normalised, the likeliest a character, as lm-evaluation-harness has ``acc`` and ``acc_norm``; the
-    probabilities of calibration are softmax over the choices of their whole log-likelihoods. Accuracies are in percent.
+    The prediction is the likeliest choice, or, normalised, the likeliest a character, as lm-evaluation-harness has ``acc`` and
+    ``acc_norm``; the probabilities of calibration are softmax over the choices of their whole log-likelihoods. Accuracies are in percent.
 
     Raises:
         MoebenchError: a row is not as it should be.

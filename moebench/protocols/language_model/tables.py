@@ -13,7 +13,7 @@ from moebench.protocols.language_model.numbers import ALL, AVERAGE, ROUTED, Key
 from moebench.results.tables import Document, Expected, Figure, Measured, frame, title
 
 FILES = """\
-| `records.csv` | every measured number in long form, a row a method, seed, task, language and metric; `n`: on how many tokens, bytes or items |
+| `records.csv` | every measured number in long form, a row a method, seed, task, language and metric; `n`: of how many tokens or items |
 | `provenance.csv` | of each run: hash of its configuration, fingerprint of its code, commit, versions, hardware |
 | `costs.csv`, `costs.md` | of each run: seconds, tokens a second, peak memory, parameters; the second in short, for each method |
 | `curves.csv` | norms of experts over training, of every method and seed that selects by them |

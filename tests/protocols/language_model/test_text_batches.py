@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moebench.data.packing import TextRows
 from moebench.protocols.language_model.batches import TextBatches, batch_of, permuted
 
 BOS = 1
@@ -36,13 +37,13 @@ def test_some_places_go_where_they_go_among_all():
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> list[Path]:
+def files(tmp_path: Path) -> list[TextRows]:
     """Two texts of 5 and 8 rows of 6 ids; a row begins with its own number over both."""
     found = []
     for name, rows in (("one", range(5)), ("two", range(5, 13))):
         ids_NS = np.array([[number + 10, 5, BOS, 6, 7, 8] for number in rows], dtype=np.uint16)
         np.save(tmp_path / f"{name}.npy", ids_NS)
-        found.append(tmp_path / f"{name}.npy")
+        found.append(TextRows(tmp_path / f"{name}.npy"))
     return found
 
 
