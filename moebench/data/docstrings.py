@@ -13,6 +13,7 @@ version of Python that reads them.
 from __future__ import annotations
 
 import ast
+import gc
 import hashlib
 import inspect
 import platform
@@ -67,6 +68,9 @@ STANDARD_LIBRARY = "python"
 
 PYTHONS: dict[str, str] = {"3.11.7": "61b7f25b823e006afae05db2e34109570843a8d5b9b96f2cc6958fb9db114fea"}
 """Version of Python → SHA-256 of the sources of its standard library that are read (`python_digest`)."""
+
+REVISION = "b0d1f9e521495eb748c436fffae113b7c4dd9b42e64cc4aded57bac2062fbd67"
+"""SHA-256 of all that `texts` yields where the standard library is a pinned one (`digest`); names the text."""
 
 VALIDATION = frozenset({"prompt-toolkit", "scikit-image"})
 TEST = frozenset({"asyncssh", "gitpython", "imageio"})
@@ -133,17 +137,19 @@ def texts(packages: Collection[str] = ()) -> Iterator[Text]:
                 yield Text(package, "\n".join(kept))
 
 
-REVISION = hashlib.sha256(repr((sorted(PACKAGES.items()), sorted(PYTHONS.items()), sorted(VALIDATION), sorted(TEST))).encode()).hexdigest()[
-    :16
-]
-"""Names the pinned text."""
-
-
 @cache
 def revision() -> str:
-    """Return what names the text of this machine: `REVISION`, and a hash of the standard library where that is not a pinned one."""
+    """Return what names the text of this machine: `REVISION`, and which standard library it has where that is not a pinned one."""
     version, found = platform.python_version(), python_digest()
     return REVISION + ("" if PYTHONS.get(version) == found else f"-python-{version}-{found[:16]}")
+
+
+def digest(found: Iterable[Text]) -> str:
+    """Return the SHA-256 of documents and the packages they are of."""
+    total = hashlib.sha256()
+    for package, text in found:
+        total.update(f"{package}\0{text}\0".encode())
+    return total.hexdigest()
 
 
 def package_digest(package: str) -> str:
@@ -195,13 +201,23 @@ def _documents(files: Iterable[tuple[str, Path]]) -> Iterator[list[str]]:
             source = path.read_bytes()
             if b'"""' not in source and b"'''" not in source:
                 continue  # parsing takes most of the time
-            with warnings.catch_warnings(action="ignore"):  # invalid escapes
-                tree = ast.parse(source)
+            tree = _parsed(source)
         except (OSError, SyntaxError) as error:
             raise MoebenchError(f"{path}: cannot be read: {error}; install its package anew") from error
         for string in _strings(tree.body, ast.get_docstring(tree, clean=False)):
             if paragraphs := prose(string):
                 yield paragraphs
+
+
+def _parsed(source: bytes) -> ast.Module:
+    collecting = gc.isenabled()
+    gc.disable()  # trees have no cycles, and to look for some takes a third of the time
+    try:
+        with warnings.catch_warnings(action="ignore"):  # invalid escapes
+            return ast.parse(source)
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def _strings(body: list[ast.stmt], own: str | None) -> Iterator[str]:

@@ -237,10 +237,10 @@ def pack(
     key = hashlib.sha256(json_text([stream.revision, pieces.sha256, pieces.kind, length, split]).encode()).hexdigest()[:16]
     folder = packed / key
     with held(packed / f".{key}.lock", f"{folder}: process {{}} is packing it"):
-        if (folder / DONE).exists():
-            return folder
         for left in folder.glob(".*.tmp"):  # of a killed process
             left.unlink()
+        if (folder / DONE).exists():
+            return folder
         state = _state(folder, len(settings.sources))
         dtype = id_type(pieces.size)
         waiting = [np.array(state.remainder, dtype=dtype)]

@@ -120,7 +120,10 @@ def test_the_pins_are_those_of_the_lock_file():
     assert "torch" not in PACKAGES
     assert PACKAGES.keys() >= VALIDATION | TEST
     assert not VALIDATION & TEST
-    assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in [*PYTHONS.values(), *(digest for _, digest in PACKAGES.values())])
+    assert all(
+        re.fullmatch("[0-9a-f]{64}", digest)
+        for digest in [docstrings.REVISION, *PYTHONS.values(), *(digest for _, digest in PACKAGES.values())]
+    )
 
 
 def test_files_of_others_of_tests_and_of_builds_are_not_read():
@@ -191,10 +194,13 @@ def test_another_python_has_another_revision(monkeypatch):
 
 
 @pytest.mark.slow
-def test_all_packages_give_megabytes_and_hold_out_a_twentieth_each():
+def test_all_packages_give_the_pinned_megabytes_and_hold_out_a_twentieth_each():
+    found = list(docstrings.texts())
+    if docstrings.revision() == docstrings.REVISION:  # the standard library is a pinned one
+        assert docstrings.digest(found) == docstrings.REVISION
     sizes: Counter[str] = Counter()
     held: set[tuple[str, ...]] = set()
-    for text in docstrings.texts():
+    for text in found:
         split = split_of(text.package)
         sizes[split] += len(text.text.encode())
         if split == "train":

@@ -163,7 +163,7 @@ def test_a_run_stopped_before_or_after_any_file_is_written_goes_on_to_the_same_b
     assert len(content(folder)) == shards + 2
     generator, replace, finished, stops = random.Random(0), Path.replace, False, 0
     while not finished:
-        last, done = generator.randint(1, 3), generator.random() < 0.5
+        last, done = generator.randint(1, 6), generator.random() < 0.5
         writes = 0
 
         def stopping(path, target, last=last, done=done):
@@ -183,7 +183,7 @@ def test_a_run_stopped_before_or_after_any_file_is_written_goes_on_to_the_same_b
                 stops += 1
         if not stops % 3 and not finished and (tmp_path / "stopped" / folder.name).exists():
             (tmp_path / "stopped" / folder.name / ".00000.npy.1.tmp").write_bytes(b"what a killed process leaves behind")
-    assert stops > 5
+    assert stops > 2
     assert content(tmp_path / "stopped" / folder.name) == content(folder)
 
 
