@@ -5,7 +5,7 @@ each package's text, and `texts` refuses another. The standard library is the ru
 Python whose text is pinned. ``docs/TEXTS.md`` says what kind of English it is.
 
 Left out are torch, whose wheels for CPU and for CUDA are separate builds of separate files; packages that few installations have (the
-``dev`` extra); copies of other projects inside a package; tests; files that a build writes. Of numpy, scipy, pandas, scikit-learn,
+``dev`` extra); copies of other projects inside a package; tests; files that a build writes. Of dulwich, numpy, scipy, pandas, scikit-learn,
 scikit-image and matplotlib, which are compiled in part, the wheels for Linux, macOS and Windows give the same text, and so does another
 version of Python that reads them.
 """
