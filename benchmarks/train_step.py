@@ -31,12 +31,12 @@ from moebench.models import shapes
 from moebench.models.decoder import Decoder, generate
 from moebench.models.encoder import Encoder
 from moebench.models.flops import macs_per_token
+from moebench.models.matching import widened
 from moebench.moe.contract import RouterInputs
 from moebench.moe.experts import FactorisedExperts, FeedForwardExperts, ResidualExperts, SwiGLUExperts
 from moebench.moe.layer import Aux, MoELayer, SparseLayer
 from moebench.moe.layers.aoe import AoE
 from moebench.moe.layers.dense import Dense
-from moebench.models.matching import widened
 from moebench.moe.registry import build_router
 from moebench.protocols.transfer.config import Setting
 from moebench.protocols.transfer.pretraining import PretrainingModule

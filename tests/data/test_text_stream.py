@@ -17,7 +17,8 @@ from pydantic import ValidationError
 
 from moebench.data import lm_tokenizer, packing, text_stream
 from moebench.data.packing import TextRows
-from moebench.data.text_stream import Place, Stream, StreamRows, TextStream, pack, split_of
+from moebench.data.text_settings import Stream
+from moebench.data.text_stream import Place, StreamRows, TextStream, pack, split_of
 from moebench.errors import MoebenchError
 
 ROOT = Path(__file__).parents[2]

@@ -111,7 +111,8 @@ class _Source:
             from moebench.data import docstrings
 
             self.made: Any = list(docstrings.texts(text.packages))  # megabytes; reading them takes longer than all else
-            self.revision = "-".join(["docstrings", *text.packages, docstrings.revision()])
+            found = docstrings.REVISION[:12] + docstrings.revision().removeprefix(docstrings.REVISION)
+            self.revision = "-".join(["docstrings", *text.packages, found])
         elif isinstance(text, Pivot):
             from moebench.data.choices import ChoiceSource
 
