@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 import pandas as pd
@@ -92,23 +94,15 @@ def expectation(experiment: Experiment, measured: Measured, folder: Path) -> Exp
     Raises:
         MoebenchError: the records hold another profile's or paper's, mix data, or name a method or metric that there is not.
     """
-    where = folder / "records.csv"
-    for column, wanted in (("profile", experiment.profile), ("paper", experiment.paper)):
-        if set(measured.records[column]) - {wanted}:
-            held = ", ".join(sorted(set(measured.records[column])))
-            raise MoebenchError(f"{where}: column {column!r} holds {held}; should be {wanted} alone")
+    experiment.check()
+    _check(folder / "records.csv", measured.records, experiment, ("profile", "paper"))
     data = sorted(set(measured.records["data"]))
     if len(data) > 1:
-        raise MoebenchError(f"{where}: column 'data' holds several values, {', '.join(data)}; run evaluate again")
-    experiment.check()
-    metrics = experiment.protocol.config.METRICS
-    trained = measured.records[measured.records["stage"] != "baseline"]
-    for column, names, valid in (
-        ("method", set(trained["method"]), list(experiment.methods)),
-        ("metric", {next((one for one in metrics if name.startswith(one)), name) for name in measured.records["metric"]}, metrics),
-    ):
-        for name in sorted(names - {*valid} - {name for name in names if column == "metric" and name.endswith("_shot")}):
-            raise MoebenchError(f"{where}: column {column!r} holds {name!r}{nearest(name, valid)}; should be one of {', '.join(valid)}")
+        raise MoebenchError(f"{folder / 'records.csv'}: column 'data' holds several values, {', '.join(data)}; run evaluate again")
+    _check(folder / "records.csv", measured.records, experiment, ("metric",))
+    _check(folder / "records.csv", measured.records[measured.records["stage"] != "baseline"], experiment)
+    for name, frame in (("provenance", measured.provenance), ("costs", measured.costs), ("curves", measured.curves)):
+        _check(folder / f"{name}.csv", frame, experiment)
     setting = experiment.setting
     return Expected(
         experiment=experiment,
@@ -120,3 +114,14 @@ def expectation(experiment: Experiment, measured: Measured, folder: Path) -> Exp
         published=experiment.published,
         notes=setting.notes,
     )
+
+
+def _check(where: Path, rows: pd.DataFrame, experiment: Experiment, columns: Collection[str] = ("profile", "paper", "method")) -> None:
+    """Check that the rows of a file name nothing that the experiment does not have; in a metric ``<k>`` stands for a whole number."""
+    valid = {"profile": [experiment.profile], "paper": [experiment.paper], "method": [*experiment.methods]}
+    valid["metric"] = [*experiment.protocol.config.METRICS]
+    for column in columns:
+        for name in sorted(set(rows[column])):
+            if name not in valid[column] and re.sub("[1-9][0-9]*", "<k>", name) not in valid[column]:
+                allowed = f"one of {', '.join(valid[column])}" if len(valid[column]) > 1 else valid[column][0]
+                raise MoebenchError(f"{where}: column {column!r} holds {name!r}{nearest(name, valid[column])}; should be {allowed}")

@@ -15,13 +15,17 @@ from moebench.models.shapes import Vision
 
 Data = ImageData
 TASKS: tuple[str, ...] = ()
+DETECTION = ("auroc", "aupr_out", "aupr_in", "fpr_at_95_tpr")
+SCORES = ("max_probability", "entropy", "mutual_information", "max_logit", "energy", "mahalanobis", "relative_mahalanobis")
+"""Of out-of-distribution detection."""
 METRICS = (
     *("accuracy", "accuracy_bootstrap_se", "nll", "brier", "ece", "signed_ece", "adaptive_ece", "classwise_ece", "aurc"),
-    *("nll_scaled", "ece_scaled", "temperature", "temperature_at_bound", "auroc", "aupr_out", "aupr_in", "fpr_at_95_tpr"),
+    *("nll_scaled", "ece_scaled", "temperature", "temperature_at_bound", "accuracy_<k>_shot"),
+    *(f"{measure}_{score}" for measure in DETECTION for score in SCORES),
     *("disagreement", "normalised_disagreement", "mutual_information", "pairwise_kl", "cosine_diversity"),
     *("flops_per_image", "parameters"),
 )
-"""Metrics of the records; of detection and few-shot accuracy ``<metric>_<score>`` and ``accuracy_<k>_shot``."""
+"""Metrics of the records; ``<k>`` stands for a number."""
 EXPERTS = ("vmoe", "e3", "only_tiling", "only_partitioning", "multi_head")
 """Variants with layers of experts."""
 ENSEMBLES = ("batch_ensemble", "mimo", "mc_dropout")

@@ -9,16 +9,15 @@ from typing import Any
 import pandas as pd
 
 from moebench.metrics.uncertainty import BOUND
+from moebench.protocols.vision.config import DETECTION, SCORES
 from moebench.protocols.vision.numbers import (
     CLEAN,
-    DETECTION,
     DIVERSITY,
     FEWSHOT,
     FITTED,
     MODEL,
     OOD,
     QUALITY,
-    SCORES,
     SHALLOW,
     TEST,
     UPSTREAM_TEST,

@@ -11,7 +11,7 @@ import pandas as pd
 
 from moebench.data.image_settings import DOWNSTREAM
 from moebench.metrics.uncertainty import AT_BOUND, BOUND, TEMPERATURE
-from moebench.protocols.vision.config import Method, members_of
+from moebench.protocols.vision.config import DETECTION, SCORES, Method, members_of
 from moebench.results import tables
 from moebench.results.statistics import deviation, mean
 from moebench.results.tables import differences, frame, rows_of
@@ -25,8 +25,6 @@ SUMMED = ("parameters", "flops_per_image")
 QUALITY = ("accuracy", "nll", "brier", "ece")
 MORE_QUALITY = ("signed_ece", "adaptive_ece", "classwise_ece", "aurc", "nll_scaled", "ece_scaled", "accuracy_bootstrap_se")
 DIVERSITY = ("disagreement", "normalised_disagreement", "mutual_information", "pairwise_kl", "cosine_diversity")
-DETECTION = ("auroc", "aupr_out", "aupr_in", "fpr_at_95_tpr")
-SCORES = ("max_probability", "entropy", "mutual_information", "max_logit", "energy", "mahalanobis", "relative_mahalanobis")
 OF_SEVERAL = (*DIVERSITY, *(f"{measure}_mutual_information" for measure in DETECTION))
 """Measures that one member does not have."""
 

@@ -276,7 +276,7 @@ def test_a_column_that_is_not_right_is_refused_and_nothing_changes(root):
     with pytest.raises(MoebenchError, match="holds several values, constructed-1, constructed-2"):
         tabulate(root)
     path.write_text(path.read_text().replace("cpu,", "real,"))
-    with pytest.raises(MoebenchError, match="column 'profile' holds real; should be cpu"):
+    with pytest.raises(MoebenchError, match=r"column 'profile' holds 'real'.*; should be cpu"):
         tabulate(root)
     assert content(root) == first
 
@@ -406,16 +406,22 @@ def test_ensembles_within_one_model_stand_in_the_table_of_uncertainty_alone(root
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "message"),
+    ("name", "old", "new", "message"),
     [
-        (",dense,", ",dens,", r"records\.csv: column 'method' holds 'dens' \(did you mean 'dense'\?\)"),
-        (",accuracy,", ",acuracy,", r"records\.csv: column 'metric' holds 'acuracy' \(did you mean 'accuracy'\?\)"),
-        (",accuracy,", ",accu\0racy,", r"records\.csv:\d+: column 'metric' has the value 'accu\\x00racy': should hold no NUL"),
+        ("records", ",dense,", ",dens,", r"records\.csv: column 'method' holds 'dens' \(did you mean 'dense'\?\)"),
+        ("records", ",accuracy,", ",acuracy,", r"records\.csv: column 'metric' holds 'acuracy' \(did you mean 'accuracy'\?\)"),
+        ("records", ",f1,", ",f1_typo,", r"records\.csv: column 'metric' holds 'f1_typo'; should be one of"),
+        ("records", ",f1,", ",f1_1_shot,", r"records\.csv: column 'metric' holds 'f1_1_shot'"),
+        ("records", ",accuracy,", ",accu\0racy,", r"records\.csv:\d+: column 'metric' has the value 'accu\\x00racy': should hold no NUL"),
+        ("provenance", ",dense,", ",dens,", r"provenance\.csv: column 'method' holds 'dens' \(did you mean 'dense'\?\)"),
+        ("provenance", "cpu,xmoe,", "cpu,e3,", r"provenance\.csv: column 'paper' holds 'e3'; should be xmoe"),
+        ("costs", ",dense,", ",dens,", r"costs\.csv: column 'method' holds 'dens' \(did you mean 'dense'\?\)"),
+        ("costs", "cpu,xmoe,", "real,xmoe,", r"costs\.csv: column 'profile' holds 'real'; should be cpu"),
     ],
 )
-def test_records_edited_by_hand_are_named(root, old, new, message):
+def test_records_edited_by_hand_are_named(root, name, old, new, message):
     tabulate(root)
-    path = experiment_of(root).results / "records.csv"
+    path = experiment_of(root).results / f"{name}.csv"
     text = path.read_text(encoding="utf-8")
     assert old in text
     path.write_text(text.replace(old, new, 1), encoding="utf-8")
