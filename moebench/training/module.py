@@ -61,22 +61,36 @@ class Training(lightning.LightningModule):
         raise NotImplementedError
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Mean cross-entropy plus the losses of the sparse layers; raises FloatingPointError as soon as the sum is not finite."""
-        weight = batch["weight"][0]
-        logits, targets, reports = self.outputs(batch)
-        loss = self.total_loss(weight * mean_cross_entropy(logits, targets), reports)
-        passes = [reports]
-        if self.consistency:
-            again, _, others = self.outputs(batch)
-            loss = loss + self.total_loss(weight * mean_cross_entropy(again, targets), others)
-            loss = loss + self.consistency * (weight * symmetric_divergence(logits[targets != -100], again[targets != -100]))
-            passes.append(others)
+        """Mean cross-entropy plus the losses of the sparse layers.
+
+        Raises:
+            FloatingPointError: the sum, or a score of a router, is not finite, on whatever rank; on all ranks.
+        """
+        wrong = None
+        try:
+            loss, passes = self.passes(batch)
+        except FloatingPointError as error:  # of a router of this rank: the others would wait for it
+            loss, passes, wrong = batch["weight"].new_tensor(math.nan), [], error
         if batch_idx % self.optimisation.accumulate == 0:
             self.loss, self.tokens, self.loads = 0.0, 0, []
         self.record(loss.item(), batch, passes)
-        if not math.isfinite(self.loss):  # of all ranks: they end together
-            raise FloatingPointError(f"the training loss is {self.loss} at step {self.global_step}; lower the learning rate")
+        if not math.isfinite(self.loss):
+            raise wrong or FloatingPointError(f"the training loss is {self.loss} at step {self.global_step}; lower the learning rate")
+        if self.watched is not None and passes[-1]:
+            self.watch(self.watched, passes[-1])
         return loss
+
+    def passes(self, batch: Batch) -> tuple[Tensor, list[list[Aux]]]:
+        """Return the loss of a part of a batch, and what each sparse layer reports, in each forward pass."""
+        weight = batch["weight"][0]
+        logits, targets, reports = self.outputs(batch)
+        loss = self.total_loss(weight * mean_cross_entropy(logits, targets), reports)
+        if not self.consistency:
+            return loss, [reports]
+        again, _, others = self.outputs(batch)
+        loss = loss + self.total_loss(weight * mean_cross_entropy(again, targets), others)
+        loss = loss + self.consistency * (weight * symmetric_divergence(logits[targets != -100], again[targets != -100]))
+        return loss, [reports, others]
 
     def total_loss(self, task: Tensor, reports: list[Aux]) -> Tensor:
         """Add the losses of the sparse layers."""
@@ -85,22 +99,23 @@ class Training(lightning.LightningModule):
         return task
 
     def record(self, loss: float, batch: Batch, passes: list[list[Aux]]) -> None:
-        """Add a part's loss, tokens and usage, of all ranks, to those of the step; and what is watched of its last forward pass."""
+        """Add a part's loss, tokens and usage, of all ranks, to those of the step; without passes the loss alone says something."""
         tokens = int(batch["mask"].sum()) if "mask" in batch else len(batch["labels"])
         uses = [(len(aux.probs), int(aux.load.sum()), aux.dropped) for reports in passes for aux in reports]
-        reports = passes[-1] if self.watched is not None else []
-        losses = {name: math.fsum(aux.losses[name].item() for aux in reports) for name in (reports[0].losses if reports else ())}
-        parts = ranks() * self.optimisation.accumulate
-        total, more, *rest = self.summed([loss, tokens, *map(sum, zip((0, 0, 0), *uses, strict=True)), *losses.values()])
-        self.loss += total / parts
+        total, more, *usage = self.summed([loss, tokens, *map(sum, zip((0, 0, 0), *uses, strict=True))])
+        self.loss += total / (ranks() * self.optimisation.accumulate)
         self.tokens += int(more)
-        self.usage += torch.tensor(rest[:3], device=self.usage.device).long()
-        if self.watched is not None and reports:
-            for name, value in zip(losses, rest[3:], strict=True):
-                self.watched[name] = self.watched.get(name, 0.0) + value / parts
-            loads = [summed_over_ranks(aux.load) for aux in reports]
-            self.loads = [one + other for one, other in zip(self.loads, loads, strict=True)] if self.loads else loads
-            self.watched["largest_load"] = max((load.max() / load.double().mean()).item() for load in self.loads)
+        self.usage += torch.tensor(usage, device=self.usage.device).long()
+
+    def watch(self, watched: dict[str, float], reports: list[Aux]) -> None:
+        """Add what the sparse layers report of a part, on all ranks, to what is watched of the step."""
+        names = list(reports[0].losses)
+        values = self.summed([math.fsum(aux.losses[name].item() for aux in reports) for name in names])
+        for name, value in zip(names, values, strict=True):
+            watched[name] = watched.get(name, 0.0) + value / (ranks() * self.optimisation.accumulate)
+        loads = [summed_over_ranks(aux.load) for aux in reports]
+        self.loads = [one + other for one, other in zip(self.loads, loads, strict=True)] if self.loads else loads
+        watched["largest_load"] = max((load.max() / load.double().mean()).item() for load in self.loads)
 
     def summed(self, values: Sequence[float]) -> Sequence[float]:
         """Sum numbers over the ranks, in float64, in which whole numbers stay exact."""

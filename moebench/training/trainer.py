@@ -21,12 +21,15 @@ import lightning
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
 import moebench
 from moebench.config import Optimisation
 from moebench.errors import MoebenchError, nearest
-from moebench.files import sha256, write_json, write_text
+from moebench.files import atomic_write, sha256, write_json, write_text
 from moebench.training.batches import Batch, StepBatches
 from moebench.training.module import Training
 
@@ -70,7 +73,8 @@ def open_run(folder: Path, key: str) -> None:
 def close_run(folder: Path, key: str) -> None:
     """Remove what only an unfinished run needs, and write down that it is finished, with the checksums of its files."""
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    (folder / "progress.json").unlink(missing_ok=True)
+    for left in (folder / "progress.json", *folder.rglob(".*.tmp")):  # of a killed process
+        left.unlink(missing_ok=True)
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "run.json")
     write_json(folder / FINISHED, {"key": key, "files": {path.relative_to(folder).as_posix(): sha256(path) for path in files}})
     (folder / "run.json").unlink(missing_ok=True)
@@ -158,6 +162,18 @@ class Checkpoint(ModelCheckpoint):
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
 
+class WholeFiles(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and renames it.
+
+    Lightning writes it among the system's temporary files, whence it is copied where that is another file system: a kill leaves it cut.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write it."""
+        with atomic_write(Path(path), binary=True) as file:
+            torch.save(checkpoint, file)
+
+
 def make_logger(folder: Path) -> Any:
     """The logger that the environment variable MOEBENCH_LOGGER asks for, ``tensorboard`` or ``wandb``; False: none, the usual case.
 
@@ -238,6 +254,7 @@ def make_trainer(folder: Path, optimisation: Optimisation, scale: dict[str, Any]
         max_steps=optimisation.steps,
         accumulate_grad_batches=optimisation.accumulate,
         callbacks=[progress, checkpoint],
+        plugins=[WholeFiles()],
         logger=make_logger(folder),
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -263,6 +280,16 @@ def misfit(saved: Path, module: Training) -> str:
         return str(error)
 
 
+def as_the_first_rank(trainer: pl.Trainer, found: Any) -> Any:
+    """Return what the first rank found, to all ranks that a launcher started, and not before it has come here.
+
+    Lightning starts the others itself only when the first has been here.
+    """
+    if isinstance(trainer.strategy, DDPStrategy) and not isinstance(trainer.strategy.cluster_environment, LightningEnvironment):
+        trainer.strategy.setup_environment()  # so that there is a group; `Trainer.fit` finds it
+    return trainer.strategy.broadcast(found)
+
+
 def fit(trainer: pl.Trainer, module: Training, batches: Callable[[int, int], Callable[[int], Batch]], folder: Path) -> None:
     """Train to the last step, from the run's checkpoint where there is one.
 
@@ -279,12 +306,15 @@ def fit(trainer: pl.Trainer, module: Training, batches: Callable[[int, int], Cal
     parts = trainer.world_size * trainer.accumulate_grad_batches
     makes = [batches(part, parts) for part in range(trainer.global_rank, parts, trainer.world_size)]
     steps = StepBatches(makes, lambda: trainer.global_step, module.optimisation.steps)
-    if saved.is_file() and (wrong := misfit(saved, module)):
+    there = saved.is_file()  # on another rank this may be what the first has not yet removed
+    there, wrong = as_the_first_rank(trainer, (there, misfit(saved, module) if there and trainer.is_global_zero else ""))
+    if wrong:
         aside = saved.with_suffix(".damaged")
-        saved.rename(aside)
+        if trainer.is_global_zero:
+            saved.rename(aside)
         raise MoebenchError(f"{saved}: damaged checkpoint ({wrong}); moved to {aside.name}: run again to start this run anew")
     try:
-        trainer.fit(module, steps, ckpt_path=saved if saved.is_file() else None, weights_only=True)
+        trainer.fit(module, steps, ckpt_path=saved if there else None, weights_only=True)
     except OSError as error:
         raise MoebenchError(f"{folder}: training stopped, {error}; the last whole checkpoint is kept, the next run continues") from error
 

@@ -3,6 +3,7 @@
 import csv
 import math
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from shared_steps import KINDS, STEPS, TASKS, job, train
+from test_runs import run
 
 TRAIN = """
 import sys
@@ -30,6 +32,76 @@ folder = Path(sys.argv[1])
 found = {(kind, accumulate): train(kind, folder, 2, accumulate) for kind in KINDS for accumulate in (1, 2)}
 torch.save(found, folder / f"rank{os.environ['LOCAL_RANK']}.pt")
 """
+LAUNCHED = """
+import os, sys
+from pathlib import Path
+import torch
+import test_runs
+from moebench.moe.routers.xmoe import XMoE
+test_runs.SCALE["devices"] = 2
+rank, folder, corpus, nan_at = os.environ["RANK"], Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+route, calls = XMoE.forward, []
+def forward(self, inputs):
+    routing = route(self, inputs)
+    calls.append(rank)
+    if rank == "1" and len(calls) == nan_at:
+        routing.scores[0] = torch.nan
+    return routing
+XMoE.forward = forward
+module, trainer = test_runs.run(folder / rank, corpus, "xmoe")
+torch.save({"weights": module.state_dict(), "steps": len(calls)}, folder / f"rank{rank}.pt")
+"""
+
+
+def launched(folder, *arguments):
+    """Start two ranks as torchrun does; the folder of each is what it sees of the run's. Returns what both said."""
+    here, path = Path(__file__).parent, folder / "launched.py"
+    path.write_text(LAUNCHED)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(here), str(here.parents[1])]), "CUDA_VISIBLE_DEVICES": ""}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": "0"}
+    environment |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    command = [sys.executable, str(path), str(folder), *map(str, arguments)]
+    ranks = [
+        subprocess.Popen(command, env=environment | {"RANK": rank, "LOCAL_RANK": rank}, stderr=subprocess.PIPE, text=True) for rank in "01"
+    ]
+    try:
+        return [rank.communicate(timeout=100)[1] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+
+
+@pytest.mark.slow
+def test_what_another_rank_sees_of_an_earlier_run_is_not_continued(tmp_path, corpus):
+    with pytest.raises(KeyError):
+        run(tmp_path / "1", corpus, "xmoe", stop_at=8)
+    said = launched(tmp_path, corpus, -1)
+    assert all((tmp_path / f"rank{rank}.pt").exists() for rank in range(2)), said
+    one, two = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
+    assert one["steps"] == two["steps"] == 12
+    assert all(torch.equal(value, two["weights"][key]) for key, value in one["weights"].items())
+
+
+@pytest.mark.slow
+def test_all_ranks_refuse_a_checkpoint_that_the_first_finds_damaged(tmp_path, corpus):
+    saved = tmp_path / "0" / "checkpoints" / "last.ckpt"
+    with pytest.raises(KeyError):
+        run(tmp_path / "0", corpus, "xmoe", stop_at=8)
+    saved.write_bytes(saved.read_bytes()[:1000])
+    for said in launched(tmp_path, corpus, -1):
+        assert "last.ckpt: damaged checkpoint" in said
+    assert not saved.exists()
+    assert saved.with_suffix(".damaged").exists()
+
+
+@pytest.mark.slow
+def test_a_score_that_is_not_finite_on_one_rank_ends_all(tmp_path, corpus):
+    first, second = launched(tmp_path, corpus, 4)
+    assert first.splitlines()[-1].endswith("FloatingPointError: the training loss is nan at step 3; lower the learning rate")
+    assert "scores of the router are not finite" in second.splitlines()[-1]
 
 
 def two_ranks(folder, script, *arguments):
