@@ -44,7 +44,6 @@ UNIVERSAL_NER_COLUMNS = 5
 _CONTROL = re.compile(r"[\x01-\x08\x0b-\x1f\x7f-\x9f]")
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 _PREFIX = re.compile(r"[a-z]{2,}(?:-[a-z]+)*:")
-_DEPS_HEAD = re.compile(r"(?:^|\|)([0-9]+):")
 _TEXTS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("premise", "hypo"))
 _SYNONYMS = {"contradictory": "contradiction"}
 _RANKS = {
@@ -447,6 +446,12 @@ class Sentence:
         return found - {word}
 
 
+def enhanced(deps: str) -> tuple[int, ...] | None:
+    """Return the heads that DEPS names, but empty nodes (``8.1``): ``4:nsubj|8:nsubj``; none: it is written in another way."""
+    edges = [re.match("([0-9]+)([.][0-9]+)?:", edge) for edge in ([] if deps == "_" else deps.split("|"))]
+    return tuple(int(edge[1]) for edge in edges if edge and not edge[2]) if all(edges) else None
+
+
 def conllu(path: Path, labels: Sequence[str], language: str = "") -> tuple[list[Row], list[str]]:
     """Read CoNLL-U (a treebank of Universal Dependencies): rows of words and their universal parts of speech.
 
@@ -524,7 +529,7 @@ def _sentences_of(path: Path, text: str) -> Iterator[Sentence]:
             sentence.lines.append(number)
             sentence.words.append(form)
             sentence.tags.append("" if tag == "_" else tag)
-            sentence.heads.append((int(head) if head.isdecimal() else 0, *map(int, _DEPS_HEAD.findall(deps))))
+            sentence.heads.append((int(head) if head.isdecimal() else 0, *(enhanced(deps) or ())))
         else:
             raise MoebenchError(f"{path}:{number}: id {identifier!r} is out of sequence, word {due} is due")
     if sentence.words:

@@ -30,6 +30,8 @@ from moebench.data.text_settings import TextData, tasks
 from moebench.errors import MoebenchError, nearest
 from moebench.files import sha256
 
+OPTIONAL = ("deps",)
+"""Columns, by our name, that a dataset may lack."""
 TIMEOUT = 10
 """Seconds after which the hub counts as out of reach."""
 
@@ -385,7 +387,8 @@ class HubSource:
         entry = self.sources.datasets[split.dataset]
         stream = datasets.load_dataset("parquet", data_files={split.name: [str(path) for path in files]}, split=split.name, streaming=True)
         columns, labels = stream.features or {}, {}
-        for ours, theirs in entry.columns.items():
+        read = {ours: theirs for ours, theirs in entry.columns.items() if theirs in columns or ours not in OPTIONAL}
+        for ours, theirs in read.items():
             if theirs not in columns:
                 raise MoebenchError(f"{split}: no column {theirs!r}{nearest(theirs, columns)}; columns are: {', '.join(columns)}")
             inner = getattr(columns[theirs], "feature", columns[theirs])
@@ -394,10 +397,10 @@ class HubSource:
                 raise MoebenchError(f"{split}: column {theirs!r} numbers {', '.join(names)}; {self._path} says {', '.join(entry.labels)}")
             labels[ours] = tuple(names or entry.labels) if ours in ("label", "tags") else ()
         # Resharded, it reads one row group after the other; otherwise it comes to hold the whole file.
-        for record in stream.reshard().select_columns(list(entry.columns.values())):
+        for record in stream.reshard().select_columns(list(read.values())):
             if split.prefix and not record[entry.columns["id"]].startswith(split.prefix):
                 continue
-            yield {ours: _named(record[theirs], labels[ours]) for ours, theirs in entry.columns.items()}
+            yield {ours: _named(record[theirs], labels[ours]) for ours, theirs in read.items()}
 
     def _rows(self, each: Task, split: Split, language: str) -> Iterator[Row]:
         make = {"pair": _pairs, "tagging": _sentences, "qa": _questions}[each.kind]
@@ -410,6 +413,7 @@ class HubSource:
 
 WITHHELD = "sentences have '_' for words, their text is withheld; left out"
 FUSED = "multiword tokens; each is one word with its head's tag"
+UNREAD = "words with DEPS in a form that is not read; their HEAD alone counts"
 MOVED = "answers moved to where their text stands"
 
 
@@ -427,8 +431,11 @@ def _sentences(split: Split, records: Iterable[dict[str, Any]], language: str, c
         if any(tag in (None, "", "_", -1) for tag in tags):
             raise MoebenchError(f"{split}: row {number} has no tags; this split is published without labels, name another")
         if "spans" in record:
-            # of HEAD alone: no column of DEPS is known there
-            heads: list[tuple[int, ...]] = [(int(head) if str(head).isdecimal() else 0,) for head in record["heads"]]
+            enhanced = [_enhanced(deps) for deps in record.get("deps") or ["_"] * len(words)]
+            counts[UNREAD] += enhanced.count(None)
+            heads = [
+                (int(head) if str(head).isdecimal() else 0, *(more or ())) for head, more in zip(record["heads"], enhanced, strict=True)
+            ]
             ranges = [(*map(int, span["id"].split("-")), span["form"]) for span in record["spans"]]
             sentence = formats.Sentence(words, tags, heads, [(first, last, form) for first, last, form in ranges])
             if sentence.withheld():
@@ -437,6 +444,13 @@ def _sentences(split: Split, records: Iterable[dict[str, Any]], language: str, c
             words, tags = sentence.surface(language)
             counts[FUSED] += len(ranges)
         yield {"id": f"{language}-{split.name}:{number}", "words": words, "tags": tags}
+
+
+def _enhanced(deps: str | None) -> tuple[int, ...] | None:
+    """The heads in DEPS, as the format has it or as the package ``conllu`` shows it: ``[('nsubj', 4), ('nsubj', 8)]``."""
+    if deps and deps.startswith("["):
+        deps = "|".join(f"{head}:" for head in re.findall(r"\('[^']*', ([0-9]+)\)", deps)) or None
+    return formats.enhanced("_" if deps in (None, "", "None") else deps)
 
 
 def _questions(split: Split, records: Iterable[dict[str, Any]], language: str, counts: Counter[str]) -> Iterator[Row]:

@@ -276,6 +276,30 @@ def test_words_are_those_that_conllu_gives(hub, root):
     ]
 
 
+IM_BIG = {"sent_id": "4", "tokens": ["I", "'m", "big", "bad"], "upos": ["PRON", "AUX", "ADJ", "ADJ"], "head": [3, 3, 0, 3]}
+IM_BIG |= {"mwt": [{"id": "1-2", "form": "I'm", "feats": None, "misc": None}]}
+
+
+@pytest.mark.parametrize(
+    ("deps", "tag", "report"),
+    [
+        (["3:nsubj|4:nsubj", "3:cop|8.1:cop", "0:root", "3:conj"], "AUX", None),
+        (["[('nsubj', 3), ('nsubj', 4)]", "[('cop', 3), ('cop', (8, '.', 1))]", "[('root', 0)]", "None"], "AUX", None),
+        ([None, "_", "", "None"], "PRON", None),
+        (["{3}", "3:cop", "0:root", "3:conj"], "PRON", "1 words with DEPS in a form that is not read; their HEAD alone counts"),
+        (None, "PRON", None),
+    ],
+)
+def test_edges_of_deps_count_where_the_dataset_has_them(hub, root, deps, tag, report):
+    """By HEAD alone both words of "I'm" hang on "big", and the pronoun ranks first; by DEPS it also hangs on "bad"."""
+    by_hand(hub, root, "commul/universal_dependencies")
+    features, row = (Features(WORDS | {"deps": Sequence(TEXT)}), IM_BIG | {"deps": deps}) if deps else (WORDS, IM_BIG)
+    parquet(root / "data/downloads/commul/universal_dependencies", "parquet/en_ewt/test.parquet", features, [row])
+    found = source(root, "udpos", languages=("en",))
+    assert [(row["words"], row["tags"]) for row in found.test("udpos")["en"]] == [(["I'm", "big", "bad"], [tag, "ADJ", "ADJ"])]
+    assert report is None or f"commul/universal_dependencies en_ewt test: {report}" in found.reports()
+
+
 def test_limits_draw_rows_in_their_order(hub, root):
     by_hand(hub, root, "facebook/xnli", "rajpurkar/squad", "google/xtreme")
     whole = source(root, "xnli", "mlqa", languages=("en", "de"))
