@@ -153,6 +153,7 @@ def run(
         default = is_default(root, experiments)
         only_one = held(root / ".dvc" / "tmp" / "moebench.lock", f"{root}: another `moebench run`, process {{}}, works here")
         with only_one, contextlib.closing(Ledger(root, experiments, default)) as ledger, _ending_by_interrupt():
+            warm.own_temporary_folder(root / ".dvc" / "tmp" / "moebench.temporary")
             for lock in ledger.mended:
                 console.print(f"{lock.relative_to(root)} was damaged, as by a kill, and is put right; finished runs are not repeated.")
             targets = [experiment.address("tabulate") for experiment in experiments] + ledger.extra

@@ -6,18 +6,27 @@ never touches CUDA, whose state does not survive a fork, so stages that train on
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+import secrets
 import shlex
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from multiprocessing.context import ForkServerProcess
+from multiprocessing.util import Finalize
 from pathlib import Path
+
+from moebench.files import write_text
 
 STAGE = ("exec", "python", "-m", "moebench")
 """How the command of a stage of ours begins; any other is left to the shell."""
+TEMPORARY = "moebench-"
+"""How the name of a temporary folder of ours begins."""
 CONTEXT = multiprocessing.get_context("forkserver")
 
 Main = Callable[[Sequence[str]], int]
@@ -26,6 +35,26 @@ Main = Callable[[Sequence[str]], int]
 def preload(modules: Iterable[str]) -> None:
     """Say which modules the process imports; it starts with the first stage."""
     CONTEXT.set_forkserver_preload(["moebench.pipeline.with_parent", "moebench.pipeline.warm", *modules])
+
+
+def own_temporary_folder(note: Path) -> None:
+    """Let everything temporary of this process and of its stages lie in one folder, which goes with this process, or else with the next.
+
+    It is not in the project, because the address of a socket may have a hundred characters.
+
+    Args:
+        note: file that has the folder's name before there is the folder; what it names from before is a killed process's. Nobody else may
+            be using it.
+    """
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        left = Path(note.read_text(encoding="utf-8"))
+        if left.name.startswith(TEMPORARY) and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.gettempdir(), TEMPORARY + secrets.token_hex(4))
+    write_text(note, str(folder))
+    folder.mkdir(mode=0o700)
+    os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
+    Finalize(None, shutil.rmtree, (folder, True), exitpriority=-200)  # after multiprocessing's own folder in it, at -100
 
 
 def start(command: str, root: Path, log: Path, environment: Mapping[str, str], main: Main | None) -> ForkServerProcess:

@@ -79,13 +79,16 @@ def test_random_kills_change_nothing(toy, victim):
 
 
 def test_the_top_killed_in_its_first_seconds_leaves_nothing_behind(project):
+    note, temporary = project.root / ".dvc/tmp/moebench.temporary", []
     for seconds in (0.3, 1.0, 2.0):
         process = project.start("moebench", "run", "--profile", "smoke")
         time.sleep(seconds)
         process.kill()
         process.communicate()
         until(lambda: not processes(project.root), 20.0)
+        temporary += [Path(note.read_text())] if note.is_file() else []
     assert ran(project.run())
+    assert not any(path.exists() for path in [*temporary, Path(note.read_text())])
 
 
 def test_stages_go_on_without_the_process_that_they_were_forked_from(project):

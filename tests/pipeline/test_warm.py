@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,8 +16,9 @@ from moebench import protocol
 
 ROOT = Path(__file__).parents[2]
 MAIN = """
-import os, sys, time
+import os, sys, tempfile, time
 def main(arguments):
+    tempfile.mkstemp()
     print("ran", arguments, os.getcwd(), os.environ["COLOUR"], "sqlite3" in sys.modules, flush=True)
     print("noise", file=sys.stderr, flush=True)
     if arguments[0] == "break":
@@ -32,6 +35,7 @@ from moebench.pipeline import warm
 from stage import main
 if __name__ == "__main__":
     warm.preload(["sqlite3"])
+    warm.own_temporary_folder(Path("note"))
     there, colour = Path(sys.argv[1]), {"COLOUR": "blue"}
     processes = [warm.start(f"exec python -m moebench {word}", there, Path(word), colour, main) for word in sys.argv[2:]]
     processes.append(warm.start("echo $COLOUR; exit 3", there, Path("shell"), {"COLOUR": "red"}, main))
@@ -51,17 +55,38 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def start(folder: Path, *words: str) -> subprocess.Popen[str]:
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{folder}"}
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """The system's folder of temporary files; its name is short, for the address of a socket in it is."""
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
+
+
+def start(folder: Path, *words: str, temporary: Path | None = None) -> subprocess.Popen[str]:
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{folder}"} | ({"TMPDIR": str(temporary)} if temporary else {})
     return subprocess.Popen([sys.executable, "run.py", "there", *words], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
 
 
-def test_arguments_folder_environment_output_and_status_come_across(folder):
-    output, _ = start(folder, "go", "break", "go-on").communicate(timeout=60)
+def test_arguments_folder_environment_output_and_status_come_across(folder, temporary):
+    output, _ = start(folder, "go", "break", "go-on", temporary=temporary).communicate(timeout=60)
     assert output == "up\n7 1 7 3\n"
     assert (folder / "go").read_text() == f"ran ['go'] {folder / 'there'} blue True\nnoise\n"  # sqlite3 was imported for it
     assert "RuntimeError: broken" in (folder / "break").read_text()
     assert (folder / "shell").read_text() == "red\n"
+    assert not [*temporary.iterdir()]
+
+
+def test_temporary_files_of_a_killed_run_go_with_the_next(folder, temporary):
+    (temporary / "other").touch()
+    asking = start(folder, "wait", temporary=temporary)
+    assert asking.stdout is not None
+    assert asking.stdout.readline() == "up\n"
+    asking.kill()
+    asking.wait()
+    left = next(path for path in temporary.iterdir() if path.is_dir())
+    assert list(left.glob("pymp-*"))
+    start(folder, "go", temporary=temporary).communicate(timeout=60)
+    assert [path.name for path in temporary.iterdir()] == ["other"]
 
 
 def test_a_stage_ends_with_whoever_asked_for_it(folder):

@@ -1,5 +1,6 @@
 """A training run: what it learns from, that it can be interrupted anywhere, and that damage is noticed."""
 
+import tempfile
 from types import SimpleNamespace
 
 import numpy as np
@@ -139,6 +140,24 @@ def test_a_damaged_checkpoint_is_named_moved_aside_and_the_next_run_continues(tm
     assert all(torch.equal(one, other) for one, other in zip(whole.state_dict().values(), again.state_dict().values(), strict=True))
 
 
+def test_a_checkpoint_that_is_cut_while_it_is_written_leaves_the_one_before(tmp_path, corpus, monkeypatch):
+    """It is written where it will be: a temporary folder may be another file system, from which it would be copied."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    with pytest.raises(KeyError):
+        run(tmp_path / "run", corpus, "dense", stop_at=8)
+    saved = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    whole = saved.read_bytes()
+
+    def cut(state, file):
+        file.write(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", cut)
+    with pytest.raises(MoebenchError, match=r"last\.ckpt: cannot be written: No space left on device"):
+        run(tmp_path / "run", corpus, "dense")
+    assert saved.read_bytes() == whole
+
+
 @pytest.mark.parametrize("wrong", ["foreign", "shapes", "list"])
 def test_a_checkpoint_that_does_not_fit_is_moved_aside(tmp_path, corpus, wrong):
     with pytest.raises(KeyError):
@@ -164,8 +183,9 @@ def test_a_run_of_another_key_is_not_continued(tmp_path):
     assert (folder / "kept").exists()
     open_run(folder, "two")
     assert not (folder / "kept").exists()
+    (folder / ".costs.json.1.tmp").touch()  # a killed process was writing it
     close_run(folder, "two")
-    assert not (folder / "run.json").exists()
+    assert [path.name for path in folder.iterdir()] == ["finished.json"]
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", '"two"', '{"key', "\0"])
