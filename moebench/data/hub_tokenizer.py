@@ -10,8 +10,8 @@ Where the result differs from what the library gives by itself:
 - ``truncation`` and ``padding``, which some published files switch on, are off.
 - Where a file begins with the compiled rules of SentencePiece, as XLM-R's does, SentencePiece applies them. The library looks them up
   only for graphemes of less than six bytes, and for single code points in longer ones, so that it composes neither jamo nor Indic vowels,
-  and of e, U+0302 and U+0301 drops the last (``normalizers/precompiled.rs``). One difference to SentencePiece is left: U+0085, a letter
-  to its rules, separates words where the file splits at white space.
+  and of e, U+0302 and U+0301 drops the last (``normalizers/precompiled.rs``). U+0085, a letter to these rules and white space to the
+  library, which would split words there, is another character while it works. Rules that follow other normalisers are refused.
 - Ranges leave out the space in front of a piece, and a bare mark has an empty range; the library gives it the character that follows.
   Dropped first characters are no piece's; the library gives them to the first piece in place of its own first character. Of what is
   composed to one character all is in its range; the library gives the first code point.
@@ -26,7 +26,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,9 @@ from moebench.errors import MoebenchError
 from moebench.files import atomic_write, read_json, write_json
 
 MODEL = "hub.json"
+NEXT_LINE = "\x85"
+NO_SPACE = "\ufdd0"
+"""Stands for `NEXT_LINE` in a normalised text and in the pieces: no text has this code point, and it is no white space."""
 NAMES = (
     {"bos": "<s>", "pad": "<pad>", "eos": "</s>", "unk": "<unk>", "mask": "<mask>"},
     {"bos": "[CLS]", "pad": "[PAD]", "eos": "[SEP]", "unk": "[UNK]", "mask": "[MASK]"},
@@ -96,10 +99,15 @@ def _special(path: Path, data: bytes) -> dict[str, int]:
         content = json.loads(data)
         kind = content["model"]["type"]
         special = {token["content"]: token["id"] for token in content["added_tokens"] if token["special"]}
+        normalisers = [one["type"] for one in _flat(content.get("normalizer"))]
     except (ValueError, LookupError, TypeError) as error:
         raise MoebenchError(f"{path}: not a tokenizer of the tokenizers library ({type(error).__name__}: {error})") from error
     if kind not in ("Unigram", "WordPiece"):
         raise MoebenchError(f"{path}: key 'model.type' has the value {kind!r}; only 'Unigram' and 'WordPiece' can be used")
+    if "Precompiled" in normalisers[1:]:
+        raise MoebenchError(
+            f"{path}: key 'normalizer' has the steps {', '.join(normalisers)}; SentencePiece's rules (Precompiled) can only be the first"
+        )
     names = max(NAMES, key=lambda names: len(special.keys() & set(names.values())))
     if lacking := [name for name in names.values() if name not in special]:
         raise MoebenchError(f"{path}: its special tokens, {', '.join(special) or 'none'}, lack {', '.join(lacking)}")
@@ -167,7 +175,10 @@ class HubTokenizer(Tokenizer):
     def _normalised(self, text: str) -> tuple[str, Sequence[int]]:
         """The text by SentencePiece's rules, where the file begins with them, and where each character of it, and its end, comes from."""
         plain = text.translate(SURROGATES)
-        return (plain, range(len(plain) + 1)) if self._rules is None else self._rules.normalize(plain, with_offsets=True)
+        if self._rules is None:
+            return plain, range(len(plain) + 1)
+        clean, starts = self._rules.normalize(plain, with_offsets=True)
+        return clean.replace(NEXT_LINE, NO_SPACE), starts
 
     def _dropped(self, text: str) -> int:
         """Number of first characters that normalisation drops: the library would give the first piece their range."""
@@ -190,8 +201,7 @@ class HubTokenizer(Tokenizer):
 
 def _rules(content: dict[str, Any]) -> sentencepiece.SentencePieceNormalizer | None:
     """Take the compiled rules of SentencePiece out of the file, if it begins with them; what it says of spaces stays in it."""
-    normaliser = content.get("normalizer") or {}
-    first = (normaliser.get("normalizers") or [normaliser])[0]
+    first = next(_flat(content.get("normalizer")), {})
     if first.get("type") != "Precompiled":
         return None
     rules = field(2, base64.b64decode(first["precompiled_charsmap"], validate=True))
@@ -202,11 +212,19 @@ def _rules(content: dict[str, Any]) -> sentencepiece.SentencePieceNormalizer | N
     )
 
 
+def _flat(normaliser: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+    """The normalisers of a file in their order."""
+    for one in (normaliser or {"normalizers": []}).get("normalizers", [normaliser]):
+        yield from [one] if one is normaliser else _flat(one)
+
+
 def _hidden(content: dict[str, Any]) -> dict[str, Any]:
-    """Rename the special pieces of a Unigram model so that no text matches them; ids stay."""
+    """Rename the special pieces of a Unigram model so that no text matches them, and U+0085 in all; ids stay."""
     special = {token["content"] for token in content["added_tokens"] if token["special"]}
     for token in content["added_tokens"]:
         if token["special"]:
             token["content"] += " "
-    content["model"]["vocab"] = [[piece + " " * (piece in special), score] for piece, score in content["model"]["vocab"]]
+    content["model"]["vocab"] = [
+        [piece.replace(NEXT_LINE, NO_SPACE) + " " * (piece in special), score] for piece, score in content["model"]["vocab"]
+    ]
     return content
