@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from moebench.config import BaseMethod, BaseSetting, Count, Few, Optimisation, Positive, Rate, Real, Share, check_memory, complaint
 from moebench.data.image_settings import BUILT_IN_CHANNELS, BUILT_IN_SIDE, ImageData
@@ -55,7 +55,7 @@ class Setting(BaseSetting):
     blocks: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
     """Layers of experts: in just these blocks, from 0; not beside ``last``."""
     group: Positive | None = None
-    """Images of a routing group; none: the batch is one (`moebench.models.vit.Mixture`)."""
+    """Images of a routing group; none: the batch is one. V-MoE counts tokens; a group that cuts through an image is refused."""
     pretrain: ImageTraining
     finetune: ImageTraining
     shots: tuple[Positive, ...] = (1, 5, 10, 25)
@@ -68,6 +68,13 @@ class Setting(BaseSetting):
     def check(self, experiment: Experiment) -> None:
         """See `_check`."""
         _check(experiment)
+
+    @field_validator("group", mode="before")
+    @classmethod
+    def _groups_are_of_whole_images(cls, group: Any) -> Any:
+        if isinstance(group, float) and group % 1:
+            raise ValueError("counts images: a routing group that cuts through an image is not supported")
+        return group
 
     @model_validator(mode="after")
     def _blocks_are_a_list_by_itself(self) -> Setting:
