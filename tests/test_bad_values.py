@@ -94,12 +94,12 @@ OPTIONAL = {
 SWITCHES = {"identity", "freeze_in_finetuning", "freeze_embedding", "pretrained", "romanised", "reduce", "normalise"}
 MAY_BE_0 = {
     *("steps", "freeze_blocks", "warmup", "weight_decay", "betas", "shift", "draws", "shallow", "translation", "consistency"),
-    *("cognates", "dropout", "repetition"),
+    *("cognates", "dropout", "repetition", "token_types", "shared", "jitter", "overlap"),
 }
 MAY_BE_LARGE = {
     *("steps", "epochs", "rate", "checkpoint_every", "stride", "head_rate", "sparse_rate", "clip", "weight_decay", "initial_std"),
     *("max_train", "max_test", "max_corrupted", "shallow", "draws", "shots", "freeze_blocks", "fast_std", "capacity_factor"),
-    *("temperature", "stage1_steps"),
+    *("temperature", "stage1_steps", "epsilon", "consistency"),
 }
 
 
@@ -120,7 +120,7 @@ def reason(name: str, leaf: Leaf, bad: Any) -> str:
         return "optional"
     if isinstance(bad, bool) or (bad == 0 and keys[-1] in SWITCHES):
         return "a switch, of which 0 is no" if keys[-1] in SWITCHES else ""
-    if "seeds" in keys or keys[-1] == "seed":
+    if "seeds" in keys or keys[-1] in ("seed", "draw"):
         return "a seed" if bad in (0, 10**9) else ""
     if "losses" in keys:
         return "a coefficient" if bad in (0, 1.5) else ""

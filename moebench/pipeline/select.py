@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from moebench.config import check_devices
 from moebench.errors import MoebenchError
 from moebench.experiment import Experiment
 from moebench.files import write_text
@@ -26,9 +27,11 @@ def select(experiment: Experiment) -> None:
     """Write the pipeline of an experiment; files that are right already are not touched.
 
     Raises:
-        MoebenchError: the configuration is wrong.
+        MoebenchError: the configuration is wrong, or asks for devices that are not there. Whoever writes the pipeline of another machine
+            names its GPUs in CUDA_VISIBLE_DEVICES. Other nodes are no question here: how they start shows when a run does.
     """
     experiment.check()
+    check_devices(experiment.setting_file, experiment.setting.model_copy(update={"nodes": 1}))
     for name, content in (("dvc.yaml", PIPELINE.read_text(encoding="utf-8")), ("params.yaml", listed(experiment))):
         path = experiment.pipeline / name
         if not path.is_file() or path.read_text(encoding="utf-8") != content:

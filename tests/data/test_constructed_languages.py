@@ -5,12 +5,16 @@ import unicodedata
 
 import pytest
 
-from moebench.data.constructed.language import TYPOLOGIES, languages
+from moebench.data import tokenizer
+from moebench.data.constructed import ConstructedSource
+from moebench.data.constructed.language import TYPOLOGIES, alphabet, languages
 from moebench.data.constructed.meaning import Event, Name, Phrase, Sentence, Term
 from moebench.data.constructed.realise import Realiser, text, tokens
 from moebench.data.constructed.scripts import LETTERS, spell
 from moebench.data.constructed.world import World
 from moebench.data.text_settings import Constructed
+from moebench.errors import MoebenchError
+from moebench.protocols.transfer.config import SPECIAL
 
 OPTIONS = Constructed(languages=8)
 WORLD = World(OPTIONS)
@@ -38,6 +42,17 @@ def test_world_has_the_size_that_was_asked_for():
         assert all(len(nouns) >= 2 for nouns in world.kinds.values())  # a sister to contradict with
         for signature in world.signatures:
             assert world.signatures.count(signature) >= 2  # another verb of the same kind
+
+
+@pytest.mark.parametrize(("count", "romanised", "cognates"), [(8, False, 0.12), (8, True, 0.12), (5, False, 0.0)])
+def test_the_alphabet_is_that_of_the_texts_and_what_a_vocabulary_needs_at_least(tmp_path, count, romanised, cognates):
+    options = Constructed(languages=count, romanised=romanised, cognates=cognates, lexicon=200, names=100, documents=60, parallel=0)
+    texts = [line for _, line in ConstructedSource(options).documents("train")]
+    assert alphabet(options) == set("".join(texts)) - {" "}
+    least = SPECIAL + len(alphabet(options))
+    assert tokenizer.train(texts, least, tmp_path).size == least
+    with pytest.raises(MoebenchError, match=f"cannot be trained with tokens.vocabulary {least - 1}"):
+        tokenizer.train(texts, least - 1, tmp_path)
 
 
 def test_codes_are_four_ascii_letters_and_so_no_iso_639_codes():

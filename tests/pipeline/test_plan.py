@@ -228,6 +228,18 @@ def test_select_lists_the_stages(root):
     }
 
 
+def test_select_refuses_devices_that_are_not_here_and_the_plan_does_not(root, monkeypatch):
+    for name in ("LOCAL_RANK", "SLURM_NTASKS", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    change(root, "profiles/smoke.yaml", "seeds: [0]", "seeds: [0]\ndevices: 1000\nnodes: 2")
+    with pytest.raises(MoebenchError, match=r"smoke\.yaml: key 'devices' has the value 1000; this machine has no GPU"):
+        select(smoke(root))
+    plan(smoke(root))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(1000))))  # the pipeline of another machine
+    select(smoke(root))
+
+
 def test_select_does_not_touch_what_is_right(root):
     files = [root / "experiments" / "paper" / "smoke" / name for name in ("params.yaml", "dvc.yaml")]
     before = [path.stat().st_ino for path in files]  # a file that is written anew is another one

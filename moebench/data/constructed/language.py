@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Literal
 
 from moebench.data.constructed.scripts import mark, spell
@@ -209,10 +210,25 @@ class Language:
         return mark("question" if question else "full stop", self.typology.script)
 
 
-def languages(world: World, options: Constructed) -> dict[str, Language]:
-    """Make the first ``options.languages`` languages, all in the letters of the pivot, the first one, if ``options.romanised``."""
+def typologies(options: Constructed) -> list[Typology]:
+    """Return the first ``options.languages`` types, all in the letters of the pivot, the first one, if ``options.romanised``."""
     first, *others = TYPOLOGIES[: options.languages]
-    if options.romanised:
-        others = [replace(kind, script=first.script) for kind in others]
+    return [first, *(replace(kind, script=first.script) if options.romanised else kind for kind in others)]
+
+
+def alphabet(options: Constructed) -> set[str]:
+    """Return every character but the space that the languages can write; no words are made for it."""
+    first, *others = typologies(options)
+    found: set[str] = set()
+    for kind in (first, *others):
+        for source in (kind, first) if options.cognates else (kind,):
+            found.update(*(spell("".join(sounds), kind.script) for sounds in product(source.onsets, source.vowels, source.codas)))
+        found.update(mark("question", kind.script), mark("full stop", kind.script))
+    return found
+
+
+def languages(world: World, options: Constructed) -> dict[str, Language]:
+    """Make the languages."""
+    first, *others = typologies(options)
     pivot = Language(first, world, options)
     return {pivot.name: pivot} | {kind.name: Language(kind, world, options, pivot) for kind in others}

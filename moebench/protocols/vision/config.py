@@ -213,7 +213,7 @@ def _check_shape(experiment: Experiment, path: Path, shape: Vision, method: Meth
 
 
 def _check_side(experiment: Experiment) -> None:
-    """The transformer should have the side and the channels of the images."""
+    """The transformer should have the side and the channels of the images, and these should not be moved out of sight."""
     setting, files = experiment.setting, experiment.data.files
     given = {"vision.image": setting.vision.image, "finetune_side": setting.finetune_side or setting.vision.image}
     prepared = {"vision.image": BUILT_IN_SIDE, "finetune_side": BUILT_IN_SIDE, "vision.channels": BUILT_IN_CHANNELS}
@@ -223,6 +223,12 @@ def _check_side(experiment: Experiment) -> None:
         if (mine := given.get(key, setting.vision.channels)) != value:
             raise MoebenchError(
                 f"{experiment.setting_file}: key {key!r} has the value {mine}; the images that {experiment.data_file} prepares have {value}"
+            )
+    for key, run, side in (("pretrain", setting.pretrain, "vision.image"), ("finetune", setting.finetune, "finetune_side")):
+        if run.shift >= prepared[side]:
+            raise MoebenchError(
+                f"{experiment.setting_file}: key '{key}.shift' has the value {run.shift}; should be below {prepared[side]},"
+                " the side of the images in pixels, or nothing is left of them"
             )
 
 

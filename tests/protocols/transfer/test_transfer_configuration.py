@@ -53,6 +53,12 @@ MISTAKES = [
     (DATA, lambda v: v["tasks"].append("constructed_pso"), r"tasks names 'constructed_pso' \(did you mean 'constructed_pos'\?\)"),
     (DATA, lambda v: v["tasks"].append("xnli"), "names 'xnli', which source 'constructed' does not have"),
     (DATA, lambda v: v["constructed"].update(languages=1), r"'constructed\.languages' has the value 1.*greater than or equal to 2"),
+    (
+        DATA,
+        lambda v: v["tokens"].update(vocabulary=20),
+        r"key 'tokens\.vocabulary' has the value 20; should be at least \d+: each character",
+    ),
+    ("methods/soft_moe.yaml", lambda v: v["options"].update(slots=10**9), r"key 'options\.slots' asks for \d+ GiB at least"),
     (DATA, lambda v: v["tokens"].pop("vocabulary"), "vocabulary is required for source 'trained'"),
 ]
 

@@ -81,10 +81,11 @@ def test_blocks_and_group_are_in_the_plan_only_where_they_are_given(write):
         ({"blocks": []}, "key 'blocks'"),
         ({"blocks": [1, 2]}, r"smoke\.yaml: key 'blocks' has the value \[1, 2\]; should be from 0 to 1, as method '\w+' has 2 blocks"),
         ({"group": 0}, "key 'group'"),
+        ({"finetune": SETTING["finetune"] | {"shift": 28}}, r"smoke\.yaml: key 'finetune\.shift' has the value 28; should be below 28"),
         ({"group": 0.5}, r"key 'group' has the value 0\.5: counts images: a routing group that cuts through an image is not supported"),
     ],
 )
-def test_blocks_and_groups_that_make_no_sense_are_refused(write, change, complaint):
+def test_blocks_groups_and_shifts_that_make_no_sense_are_refused(write, change, complaint):
     paper = write(setting=SETTING | change)
     with pytest.raises(MoebenchError, match=complaint):
         paper.check()
