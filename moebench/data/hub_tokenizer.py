@@ -214,8 +214,11 @@ def _rules(content: dict[str, Any]) -> sentencepiece.SentencePieceNormalizer | N
 
 def _flat(normaliser: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
     """The normalisers of a file in their order."""
-    for one in (normaliser or {"normalizers": []}).get("normalizers", [normaliser]):
-        yield from [one] if one is normaliser else _flat(one)
+    if normaliser is not None and "normalizers" in normaliser:
+        for one in normaliser["normalizers"]:
+            yield from _flat(one)
+    elif normaliser is not None:
+        yield normaliser
 
 
 def _hidden(content: dict[str, Any]) -> dict[str, Any]:
