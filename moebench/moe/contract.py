@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -93,7 +94,7 @@ class Routing:
         token_A, expert_A = active_TE.nonzero(as_tuple=True)
         return cls(token_A, expert_A, weight_TE[token_A, expert_A], scores.detach(), losses, None if probs is None else probs.detach())
 
-    @property
+    @cached_property
     def load(self) -> Tensor:
         """(E,) number of assignments of each expert."""
         return torch.bincount(self.expert, minlength=self.scores.shape[1])
