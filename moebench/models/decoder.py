@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import linear, scaled_dot_product_attention
+from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention
 
 from moebench.models import shapes
 from moebench.moe.layer import Aux, SparseLayer
@@ -52,6 +52,8 @@ class RMSNorm(nn.Module):
     def forward(self, x_BSD: Tensor) -> Tensor:
         """(B, S, D), in the type of ``x_BSD``."""
         exact = torch.promote_types(x_BSD.dtype, torch.float32)
+        if not torch.is_grad_enabled():  # at a token a step, a call into Python costs as much as the norm
+            return rms_norm(x_BSD.to(exact), x_BSD.shape[-1:], self.weight.to(exact), self.epsilon).to(x_BSD.dtype)
         return cast(Tensor, _Normed.apply(x_BSD.to(exact), self.weight.to(exact), self.epsilon)).to(x_BSD.dtype)
 
 
@@ -95,7 +97,12 @@ def rotations(positions_BS: Tensor, width: int, base: float) -> tuple[Tensor, Te
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn the pairs of each head, (B, S, N, H, d), by their position's angles, in fp32 at least."""
-    return cast(Tensor, _Rotated.apply(x, cos, sin))
+    return cast(Tensor, _Rotated.apply(x, cos, sin)) if torch.is_grad_enabled() else _turned(x, cos, sin)
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    swapped = torch.cat(x.chunk(2, -1)[::-1], -1)
+    return swapped.mul(sin).addcmul_(x.to(torch.promote_types(x.dtype, sin.dtype)), cos).to(x.dtype)
 
 
 class _Rotated(torch.autograd.Function):
@@ -104,13 +111,13 @@ class _Rotated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return torch.cat(x.chunk(2, -1)[::-1], -1).mul(sin).addcmul_(x.to(torch.promote_types(x.dtype, sin.dtype)), cos).to(x.dtype)
+        return _turned(x, cos, sin)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
-        return rotate(grad, cos, -sin), None, None
+        return _turned(grad, cos, -sin), None, None
 
 
 class Block(nn.Module):
