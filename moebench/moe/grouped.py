@@ -16,6 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+FEW_ROWS = 64
+"""Up to so many, as in generating a token, one call takes less time on a CPU than a loop over the experts."""
+
 
 def grouped_linear(
     rows_AD: Tensor, weight_EFD: Tensor, counts_E: Tensor, bias_EF: Tensor | None = None, backend: str | None = None
@@ -31,7 +34,7 @@ def grouped_linear(
         bias_EF: (E, F); none: no biases.
         backend: ``loop``, plain autograd, the reference; ``segments``, an autograd function that writes each expert's results in place;
             ``grouped_mm``, `torch.nn.functional.grouped_mm` (no fp64; D and F multiples of 16 bytes). None: ``grouped_mm`` for such
-            bf16 on a GPU, ``segments`` otherwise.
+            bf16 on a GPU and for a few fp32 rows without gradients on a CPU, ``segments`` otherwise.
 
     Returns:
         (A, F).
@@ -48,7 +51,8 @@ def grouped_linear(
         raise ValueError("float16 on a CPU: torch multiplies it a thousand times slower than bfloat16; take that or float32")
     if backend is None:
         aligned = all(size % 8 == 0 for size in weight_EFD.shape[1:])
-        backend = "grouped_mm" if device == "cuda" and rows_AD.dtype == torch.bfloat16 and aligned else "segments"
+        few = len(rows_AD) <= FEW_ROWS and rows_AD.dtype == torch.float32 and not torch.is_grad_enabled()
+        backend = "grouped_mm" if aligned and (few if device == "cpu" else rows_AD.dtype == torch.bfloat16) else "segments"
     if backend not in BACKENDS:
         raise ValueError(f"backend {backend!r}: should be one of {', '.join(BACKENDS)}")
     return BACKENDS[backend](rows_AD, weight_EFD, counts, bias_EF)
