@@ -59,7 +59,7 @@ class LanguageModel(Training):
         """Also keep the experts' mean norms, at the last part of a step that is due."""
         super().record(loss, batch, passes)
         point, due = divmod((self.global_step + 1) * NORM_POINTS, self.optimisation.steps)
-        if self.selecting and due < NORM_POINTS and point:
+        if self.selecting and passes and due < NORM_POINTS and point:
             scores = [passes[0][place].routing.scores.mean(0) for place in self.selecting]  # type: ignore[union-attr]
             self.norms[point - 1] = torch.stack(scores)
 
