@@ -66,9 +66,14 @@ class Examinee(TemplateLM):
         """Return the beginning of a document and the pieces of a text."""
         return [self.pieces.bos, *self.pieces.encode(string)]
 
-    def pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Encode context and continuation together and part them where the context alone ends, as lm-eval does for all causal models."""
-        return self._encode_pair(context, continuation) if context else ([self.pieces.bos], self.pieces.encode(continuation))
+    def pairs(self, arguments: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+        """Encode contexts and continuations together and part them where the context alone ends, as lm-eval does for all causal models.
+
+        A space at the end of a context goes to the continuation; an empty context is the beginning of a document.
+        """
+        wholes = self.pieces.encode_batch([context + continuation for context, continuation in arguments])
+        before = self.pieces.encode_batch([context.rstrip() for context, _ in arguments])
+        return [([self.pieces.bos, *ids], whole[len(ids) :]) for ids, whole in zip(before, wholes, strict=True)]
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """Return for each (context, continuation) the sum of the continuation's token log-probabilities, and whether each is the likeliest.
@@ -78,15 +83,15 @@ class Examinee(TemplateLM):
         Raises:
             MoebenchError: a continuation is longer than the decoder's context.
         """
-        return self._loglikelihood_tokens([(request.args, *self.pair(*request.args)) for request in requests])
+        arguments = [request.args for request in requests]
+        return self._loglikelihood_tokens([(texts, *pair) for texts, pair in zip(arguments, self.pairs(arguments), strict=True)])
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
         """Return for each text the sum of all its tokens' log-probabilities, in lm-eval's windows: each token is predicted once."""
         from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
         windows, owners = [], []
-        for owner, request in enumerate(requests):
-            ids = self.pieces.encode(request.args[0])
+        for owner, ids in enumerate(self.pieces.encode_batch([request.args[0] for request in requests])):
             for pair in get_rolling_token_windows(ids, prefix_token=self.pieces.bos, max_seq_len=self.window, context_len=1):
                 windows.append((("", ""), *make_disjoint_window(pair)))
                 owners.append(owner)
@@ -148,7 +153,8 @@ class Examinee(TemplateLM):
             kinds.setdefault(int(request.args[1].get("max_gen_toks", MOST_NEW_TOKENS)), []).append(place)
         for most, places in kinds.items():
             kept = max(self.window - most, (self.window + 1) // 2)
-            prompts = {place: self.tok_encode(requests[place].args[0])[-kept:] for place in places}
+            encoded = self.pieces.encode_batch([requests[place].args[0] for place in places])
+            prompts = {place: [self.pieces.bos, *ids][-kept:] for place, ids in zip(places, encoded, strict=True)}
             for group in _batches({place: len(prompt) for place, prompt in prompts.items()}, self.batch):
                 for place, text in zip(
                     group, self._continue([prompts[place] for place in group], min(most, self.window - kept)), strict=True
@@ -288,14 +294,17 @@ def examine(
         examinee = Examinee(decoder, pieces, batch)
         found = evaluate(examinee, {"tasks": loaded}, bootstrap_iters=0, log_samples=True)
     for name, task in loaded.items():
-        write_jsonl(folder / "choices" / f"{name}.jsonl", (_row(sample, task, examinee) for sample in found["samples"][name]))
+        samples = found["samples"][name]
+        asked = [tuple(arguments) for sample in samples for arguments in sample["arguments"]]
+        lengths = {arguments: len(continuation) for arguments, (_, continuation) in zip(asked, examinee.pairs(asked), strict=True)}
+        write_jsonl(folder / "choices" / f"{name}.jsonl", (_row(sample, task, lengths) for sample in samples))
     metrics = {
         name: {key.split(",")[0]: value for key, value in found["results"][name].items() if key.endswith(",none")} for name in loaded
     }
     return {name: {key: value for key, value in row.items() if not key.endswith("_stderr")} for name, row in metrics.items()}
 
 
-def _row(sample: Row, task: ConfigurableTask, examinee: Examinee) -> Row:
+def _row(sample: Row, task: ConfigurableTask, lengths: Mapping[tuple[str, str], int]) -> Row:
     document = sample["doc"]
     choices = task.doc_to_choice(document)
     label = task.doc_to_text(document) if task.multiple_input else task.doc_to_target(document)
@@ -305,7 +314,7 @@ def _row(sample: Row, task: ConfigurableTask, examinee: Examinee) -> Row:
         "loglikelihoods": [value for value, _ in sample["filtered_resps"]],
         "lengths_bytes": [len(choice.encode()) for choice in choices],
         "lengths_characters": [len(choice) for choice in choices],
-        "lengths_tokens": [len(examinee.pair(*arguments)[1]) for arguments in sample["arguments"]],
+        "lengths_tokens": [lengths[tuple(arguments)] for arguments in sample["arguments"]],
     }
 
 

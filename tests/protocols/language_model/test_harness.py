@@ -32,6 +32,9 @@ class Characters:
     def encode(self, text):
         return [self.letters.find(character) % len(self.letters) for character in text]
 
+    def encode_batch(self, texts):
+        return [self.encode(text) for text in texts]
+
     def decode(self, ids):
         return "".join(self.letters[place] for place in ids if place < len(self.letters))
 
@@ -79,6 +82,12 @@ def test_loglikelihood_is_the_sum_of_the_log_softmax(decoder, examinee):
         expected, best = direct(decoder, ids, len(continuation))
         assert value == pytest.approx(expected, abs=1e-4)
         assert greedy == best
+
+
+def test_texts_are_parted_as_lm_eval_parts_them(examinee):
+    arguments = [*PAIRS, ("the cat ", "sat"), ("a  ", ""), (" ", "b")]
+    for (context, continuation), pair in zip(arguments, examinee.pairs(arguments), strict=True):
+        assert pair == (examinee._encode_pair(context, continuation) if context else ([PIECES.bos], PIECES.encode(continuation)))
 
 
 def test_the_likeliest_continuation_is_greedy(decoder, examinee):
@@ -295,3 +304,10 @@ def test_lm_eval_knows_the_papers_tasks(monkeypatch):
     assert tasks["sst2"].instances[0].args[0].count("Question:") == 4
     with pytest.raises(MoebenchError, match=r"no task 'arc_easi' \(did you mean 'arc_easy'\?\)"):
         harness_tasks({"arc_easi": 0})
+
+    def offline(self, *args, **kwargs):
+        raise ConnectionError("Couldn't reach the Hub")
+
+    monkeypatch.setattr(ConfigurableTask, "download", offline)
+    with pytest.raises(MoebenchError, match="task 'piqa': its data cannot be had: Couldn't reach the Hub"):
+        harness_tasks({"piqa": 0})
