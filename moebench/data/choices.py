@@ -33,7 +33,7 @@ class ChoiceSource:
     The participants of a test item never meet in the training text (``World.split``), so no item stands in it.
     """
 
-    revision = f"{ConstructedSource.revision}, choices-1"
+    revision = f"{ConstructedSource.revision}-choices-1"
     """That of the text, and of the items: raised by hand whenever the same options give others."""
 
     def __init__(self, options: Constructed) -> None:
