@@ -20,7 +20,7 @@ from moebench.data.text_settings import Constructed
 source = ChoiceSource(Constructed(languages=2, lexicon=60, names=40, documents=20, test=10))
 print(hashlib.sha256(json.dumps([source.items(task) for task in TASKS]).encode()).hexdigest())
 """
-REVISIONS = {"constructed-2, choices-1": "126455843bb631d164b09852c6b10c03287d371c5aadc55460081ad5abd85fad"}
+REVISIONS = {"constructed-2-choices-1": "126455843bb631d164b09852c6b10c03287d371c5aadc55460081ad5abd85fad"}
 """Revision → digest of what it makes. Other items need a new revision and a new line here."""
 
 

@@ -97,7 +97,7 @@ class Tokens(Config):
     vocabulary: Positive | None = None
     """Number of pieces; only for ``trained``, where it is required."""
     checkpoint: str | None = None
-    """A folder below ``data/downloads``, or owner/name@revision; only for ``checkpoint``, where it is required."""
+    """A folder below ``data/downloads`` with ``tokenizer.json`` or ``tokenizer.model``; only for ``checkpoint``, where it is required."""
 
     @model_validator(mode="after")
     def _options_fit_the_source(self) -> Tokens:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from moebench.config import benchmark_folder
-from moebench.data import checkpoint_files, lm_tokenizer, packing
+from moebench.data import lm_tokenizer, packing
 from moebench.experiment import Experiment
 from moebench.files import read_object, write_json
 from moebench.protocol import Plan
@@ -71,8 +71,7 @@ def prepare(experiment: Experiment, folder: Path, say: Callable[[str], object]) 
     say("tokenizer")
     if data.tokens.source == "checkpoint":
         assert data.tokens.checkpoint is not None
-        checkpoint = checkpoint_files.resolve(data.tokens.checkpoint, experiment.root / "data" / "downloads")
-        pieces = lm_tokenizer.from_checkpoint(checkpoint, folder / "tokenizer")
+        pieces = lm_tokenizer.from_checkpoint(experiment.root / "data" / "downloads" / data.tokens.checkpoint, folder / "tokenizer")
     else:
         assert data.tokens.vocabulary is not None
         texts = chain.from_iterable(source.documents("train") for source in sources.values())

@@ -17,7 +17,7 @@ DATA = {
     "tokens": {"vocabulary": 400},
 }
 SETTING = {
-    "seeds": [0, 1],
+    "seeds": [0],
     "baseline": "moe",
     "decoder": {"layers": 2, "width": 24, "heads": 2, "inner": 16, "context": 32},
     "experts": 4,

@@ -36,7 +36,7 @@ def make_plan(paper):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, write_paper):
-    """The small paper with everything run, seed 0 and 1."""
+    """The small paper with everything run, seed 0."""
     paper = write_paper(tmp_path_factory.mktemp("paper"))
     make_plan(paper)
     prepare(paper)
@@ -50,7 +50,7 @@ def finished(tmp_path_factory, write_paper):
 
 
 def test_examined_likelihood_is_that_of_a_direct_computation(finished):
-    run = Run("finetune", "aoe", 1, "examination", "aoe-1", "examination")
+    run = Run("finetune", "aoe", 0, "examination", "aoe-0", "examination")
     plan = json.loads(finished.plan_file(run).read_text())["config"]
     pieces = lm_tokenizer.load(finished.prepared / "tokenizer")
     decoder = build(plan, pieces.size).eval()
@@ -138,7 +138,7 @@ def test_norms_over_training_are_kept_where_experts_select_themselves(finished):
 def test_choices_are_left_for_every_task_and_evaluated_to_records_and_tables(finished):
     for name in finished.methods:
         for task in finished.data.tasks:
-            rows = read_jsonl(finished.folder(Run("finetune", name, 1, "examination")) / "choices" / f"{task}.jsonl")
+            rows = read_jsonl(finished.folder(Run("finetune", name, 0, "examination")) / "choices" / f"{task}.jsonl")
             assert len(rows) == finished.data.constructed.test
     assert evaluate(finished) == []
     tabulate(finished)
