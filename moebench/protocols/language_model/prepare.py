@@ -66,7 +66,8 @@ def prepare(experiment: Experiment, folder: Path, say: Callable[[str], object]) 
         MoebenchError: a source is not there, or gives too little text for a row.
     """
     data: Data = experiment.data
-    sources = {name: _Source(experiment, text, say) for name, text in data.texts.items()}
+    shared: dict[str, Any] = {}
+    sources = {name: _Source(experiment, text, say, shared) for name, text in data.texts.items()}
 
     say("tokenizer")
     if data.tokens.source == "checkpoint":
@@ -101,10 +102,10 @@ def prepare(experiment: Experiment, folder: Path, say: Callable[[str], object]) 
 
 
 class _Source:
-    """One text of the setting, whatever it comes from."""
+    """One text of the setting, whatever it comes from; ``shared`` is what those from benchmark files have in common, which is read once."""
 
-    def __init__(self, experiment: Experiment, text: Text, say: Callable[[str], object]):
-        self.text, self.experiment, self.say = text, experiment, say
+    def __init__(self, experiment: Experiment, text: Text, say: Callable[[str], object], shared: dict[str, Any]):
+        self.text, self.experiment, self.say, self.shared = text, experiment, say, shared
         data: Data = experiment.data
         if isinstance(text, Docstrings):
             from moebench.data import docstrings
@@ -127,7 +128,7 @@ class _Source:
             from moebench.data.files import FilesSource
 
             assert data.benchmarks is not None
-            self.made = FilesSource(benchmark_folder(experiment.root), data.benchmarks, say)
+            self.made = shared.setdefault("source", FilesSource(benchmark_folder(experiment.root), data.benchmarks, say))
             self.revision = self.made.revision[:12]
         else:
             from moebench.data.text_stream import TextStream
@@ -141,7 +142,11 @@ class _Source:
             from moebench.data import docstrings
 
             yield from (text.text for text in self.made if docstrings.split_of(text.package) == split)
-        elif isinstance(self.text, Benchmarks | Files):
+        elif isinstance(self.text, Benchmarks):
+            if split not in self.shared:
+                self.shared[split] = list(self.made.documents(split))
+            yield from (document for language, document in self.shared[split] if language == self.text.language)
+        elif isinstance(self.text, Files):
             wanted = self.text.language
             yield from (document for language, document in self.made.documents(split) if wanted in (None, language))
         else:

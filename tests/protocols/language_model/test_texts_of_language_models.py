@@ -106,6 +106,7 @@ def test_a_stream_needs_a_tokenizer_that_is_there_before(write):
         write(*files_of(web=stream)).check()
 
 
+@pytest.mark.slow
 def test_the_real_profile_packs_sixteen_languages(project, tmp_path, monkeypatch):
     mirror = Path(os.environ.get("MOEBENCH_FOLDER", project.parent / "shared" / "mirror"))
     if not (mirror / "ntrex").is_dir():
