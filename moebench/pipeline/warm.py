@@ -48,7 +48,7 @@ def own_temporary_folder(note: Path) -> None:
     """
     with contextlib.suppress(OSError, UnicodeDecodeError):
         left = Path(note.read_text(encoding="utf-8"))
-        if left.name.startswith(TEMPORARY) and not left.is_symlink():
+        if left.name.startswith(TEMPORARY) and str(left) != tempfile.tempdir:
             shutil.rmtree(left, ignore_errors=True)
     folder = Path(tempfile.gettempdir(), TEMPORARY + secrets.token_hex(4))
     write_text(note, str(folder))

@@ -68,7 +68,7 @@ class Training(lightning.LightningModule):
         """
         wrong = None
         try:
-            loss, passes = self.passes(batch)
+            loss, passes = self.part_loss(batch)
         except FloatingPointError as error:  # of a router of this rank: the others would wait for it
             loss, passes, wrong = batch["weight"].new_tensor(math.nan), [], error
         if batch_idx % self.optimisation.accumulate == 0:
@@ -80,7 +80,7 @@ class Training(lightning.LightningModule):
             self.watch(self.watched, passes[-1])
         return loss
 
-    def passes(self, batch: Batch) -> tuple[Tensor, list[list[Aux]]]:
+    def part_loss(self, batch: Batch) -> tuple[Tensor, list[list[Aux]]]:
         """Return the loss of a part of a batch, and what each sparse layer reports, in each forward pass."""
         weight = batch["weight"][0]
         logits, targets, reports = self.outputs(batch)

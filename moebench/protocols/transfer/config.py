@@ -235,7 +235,7 @@ def _check_sizes(experiment: Experiment) -> None:
     """Check what is counted without making the data.
 
     That ``lexicon`` and ``names`` are enough for the examples asked for is not: how many there are shows only when they are drawn. The
-    fewest that may be given, 60 and 40, are enough for 100,000 of a task and more, which is as many as anybody makes (a minute each).
+    fewest that may be given, 60 and 40, are enough for 100,000 of each task, and these take a minute or more to draw.
     """
     setting: Setting = experiment.setting
     data: TextData = experiment.data
