@@ -199,7 +199,7 @@ def test_the_loss_is_next_token_cross_entropy_with_the_losses_of_all_blocks(fini
     torch.manual_seed(0)
     module = LanguageModel(build(plan, pieces.size), Pretraining(steps=10, batch=4, rate=1.0), {"balance": 0.5, "coupling": 2.0}, 0).eval()
     batch = batch_of(open_rows(finished.prepared / "train", "pivot")[:3], pieces) | {"weight": torch.ones(1)}
-    loss, _ = module.passes(batch)
+    loss, _ = module.part_loss(batch)
     states, reports = module.decoder(batch["ids"], positions_BS=batch["positions"])
     logits = module.decoder.logits(states)
     terms = [
