@@ -62,7 +62,7 @@ MISTAKES = [
         r"xmoe_softmax\.yaml: key 'options': k 1 with normalise true makes every weight constant, .* router 'topk' nothing",
     ),
     (METHOD, lambda v: v.update(router="aux_free", options={"k": 1, "normalise": True}, losses={}), "k 1 with normalise true"),
-    (METHOD, lambda v: (v.update(layer="dens"), v.pop("router")), r"'dens' \(did you mean 'dense'\?\); layers are: none, moe, dense"),
+    (METHOD, lambda v: (v.update(layer="dens"), v.pop("router")), r"'dens' \(did you mean 'dense'\?\); layers are: none, moe, aoe, dense"),
     (SETTING, lambda v: v.update(options={"xmo_softmax": {}}), r"key 'options\.xmo_softmax' \(did you mean 'xmoe_softmax'\?\)"),
     (
         SETTING,

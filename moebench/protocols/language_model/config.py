@@ -280,9 +280,10 @@ def _check(experiment: Experiment) -> None:
 
 def _check_method(experiment: Experiment, name: str, method: Method) -> None:
     path, setting = experiment.method_file(name), experiment.setting
-    if method.layer not in layers():
+    names = [name for name in layers() if name != "none"]  # a block has a feed-forward layer
+    if method.layer not in names:
         raise MoebenchError(
-            f"{path}: key 'layer' has the value {method.layer!r}{nearest(method.layer, layers())}; layers are: {', '.join(layers())}"
+            f"{path}: key 'layer' has the value {method.layer!r}{nearest(method.layer, names)}; layers are: {', '.join(names)}"
         )
     sizes = shape_of(setting, method)
     if method.factorised and (sizes["low"] < 1 or sizes["inner"] < 1):

@@ -24,6 +24,7 @@ REFUSED = [
     (("setting", "decoder", "heads", 5), "width 24 is not a multiple of 2 · heads 5"),
     (("setting", "pretrain", "floor", 1.5), "key 'pretrain.floor' has the value 1.5"),
     (("methods", "moe", "router", "topkk"), r"moe\.yaml: key 'router' has the value 'topkk' \(did you mean 'topk'\?\)"),
+    (("methods", "dense", "layer", "none"), r"dense\.yaml: key 'layer' has the value 'none'.*; layers are: moe, aoe, dense"),
     (("methods", "moe", "router", None), "layer 'moe' needs a router"),
     (("methods", "aoe", "options", {"k": 9}), r"aoe\.yaml: key 'options\.k' has the value 9: .*here are 4 experts"),
     (("methods", "aoe", "losses", {"balance": 0}), r"aoe\.yaml: key 'losses\.entropy' is missing"),
