@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from moebench.protocols.language_model.numbers import ROUTED, Expected, Values
 from moebench.results.statistics import mean
@@ -69,17 +70,18 @@ def _drawn(panels: Sequence[tuple[str, dict[str, list[tuple[float, float]]]]], x
         matplotlib.rcdefaults()  # whatever the reader's own settings are
         matplotlib.rcParams.update(STABLE)  # type: ignore[arg-type]
         count = max(len(panels), 1)
-        figure = Figure(figsize=(2.4 * count + 2.4, 3.2), layout="constrained")
+        figure = Figure(figsize=(2.4 * count + 2.8, 3.2), layout="constrained")
         all_axes = figure.subplots(1, count, sharey=True, squeeze=False)[0]
         for axes, (heading, lines) in zip(all_axes, panels, strict=False):
             for (label, found), marker in zip(lines.items(), "osD^v<>pPX*h" * 20, strict=False):
                 axes.plot(*zip(*found, strict=True), marker=marker, markersize=2.5, linewidth=0.9, label=label)
             axes.set(xlabel=x, title=heading)
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         all_axes[0].set(ylabel=y)
         figure.suptitle(f"{expected.about.name}, profile {expected.profile}, {expected.data or 'nothing measured yet'}", fontsize=8)
         if panels and panels[-1][1]:
             handles, labels = all_axes[0].get_legend_handles_labels()
-            figure.legend(handles, labels, loc="outside right upper", fontsize=6)
+            figure.legend(handles, labels, loc="outside right center", fontsize=6)
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     return text.getvalue()
