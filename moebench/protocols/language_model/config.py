@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from moebench.config import (
+    MOE_FOLDER,
     BaseData,
     BaseMethod,
     BaseSetting,
@@ -215,6 +216,8 @@ class Method(BaseMethod):
 
     @model_validator(mode="after")
     def _parts_fit_the_layer(self) -> Method:
+        if self.layer == "none":
+            raise ValueError("layer 'none': a decoder's block has a feed-forward layer, in the simplest case 'dense'")
         if (self.router is None) != (self.layer != "moe"):
             raise ValueError(f"layer {self.layer!r} {'needs a' if self.layer == 'moe' else 'takes no'} router")
         if self.wide > 1 and self.layer != "dense":
@@ -280,10 +283,13 @@ def _check(experiment: Experiment) -> None:
 
 def _check_method(experiment: Experiment, name: str, method: Method) -> None:
     path, setting = experiment.method_file(name), experiment.setting
-    names = [name for name in layers() if name != "none"]  # a block has a feed-forward layer
-    if method.layer not in names:
+    if method.layer not in layers():
         raise MoebenchError(
-            f"{path}: key 'layer' has the value {method.layer!r}{nearest(method.layer, names)}; layers are: {', '.join(names)}"
+            f"{path}: key 'layer' has the value {method.layer!r}{nearest(method.layer, layers())}; layers are: {', '.join(layers())}"
+        )
+    if method.router is not None and _looks_at_attention(method.router):
+        raise MoebenchError(
+            f"{path}: key 'router' has the value {method.router!r}, which looks at attention probabilities; a decoder does not compute them"
         )
     sizes = shape_of(setting, method)
     if method.factorised and (sizes["low"] < 1 or sizes["inner"] < 1):
@@ -291,6 +297,11 @@ def _check_method(experiment: Experiment, name: str, method: Method) -> None:
     experiment.check_options(name, setting.decoder.width, sizes["experts"])
     if method.pretrain_as is not None:
         _check_start(path, method, experiment.method(method.pretrain_as, f"{path}: key 'pretrain_as': "))
+
+
+def _looks_at_attention(router: str) -> bool:
+    """What the class says, read from its source: importing it would import torch."""
+    return "needs_attention: ClassVar[bool] = True" in (MOE_FOLDER / "routers" / f"{router}.py").read_text(encoding="utf-8")
 
 
 def _check_start(path: Path, method: Method, start: Method) -> None:
