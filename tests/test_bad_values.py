@@ -94,12 +94,27 @@ OPTIONAL = {
 SWITCHES = {"identity", "freeze_in_finetuning", "freeze_embedding", "pretrained", "romanised", "reduce", "normalise"}
 MAY_BE_0 = {
     *("steps", "freeze_blocks", "warmup", "weight_decay", "betas", "shift", "draws", "shallow", "translation", "consistency"),
+    *("tasks", "floor", "coupling"),
     *("cognates", "dropout", "repetition", "token_types", "shared", "jitter", "overlap"),
 }
 MAY_BE_LARGE = {
     *("steps", "epochs", "rate", "checkpoint_every", "stride", "head_rate", "sparse_rate", "clip", "weight_decay", "initial_std"),
     *("max_train", "max_test", "max_corrupted", "shallow", "draws", "shots", "freeze_blocks", "fast_std", "capacity_factor"),
-    *("temperature", "stage1_steps", "epsilon", "consistency"),
+    *(
+        "temperature",
+        "stage1_steps",
+        "epsilon",
+        "consistency",
+        "low",
+        "base",
+        "coupling",
+        "coupling_alpha",
+        "tokens",
+        "shard_rows",
+        "examine_batch",
+        "context",
+        "accumulate",
+    ),
 }
 
 
@@ -110,7 +125,7 @@ def reason(name: str, leaf: Leaf, bad: Any) -> str:
     if isinstance(bad, str) and len(bad) < 500:
         if {"label", "name", "title", "source", "notes", "columns"} & {*keys}:
             return "free text" if bad or "notes" in keys else ""
-        if {"train_files", "corpus_files", "folders"} & {*keys}:
+        if {"train_files", "corpus_files", "folders"} & {*keys} or keys == ["tokens", "checkpoint"]:
             return "whether a file is there shows when the data are prepared"
     if name == "published.yaml":
         if "rows" in keys:
@@ -120,17 +135,19 @@ def reason(name: str, leaf: Leaf, bad: Any) -> str:
         return "optional"
     if isinstance(bad, bool) or (bad == 0 and keys[-1] in SWITCHES):
         return "a switch, of which 0 is no" if keys[-1] in SWITCHES else ""
+    if name == "methods/moe_large_router.yaml" and keys[-1] == "low":
+        return "the profile gives it again" if bad == 0 else ""
     if "seeds" in keys or keys[-1] in ("seed", "draw"):
         return "a seed" if bad in (0, 10**9) else ""
     if "losses" in keys:
         return "a coefficient" if bad in (0, 1.5) else ""
-    if keys[-2:] in (["files", "validation"], ["corpus", "validation_rows"]):
+    if keys[-2:] in (["files", "validation"], ["corpus", "validation_rows"]) or keys == ["validation_rows"]:
         return "how many there are shows when the data are prepared" if bad == 10**9 else ""
     if "of" in keys:
         return "places are counted round the end" if bad in (0, 10**9) else ""
     if bad == 0 and MAY_BE_0 & {*keys}:
         return "turns it off"
-    if number and 0 < bad <= 10**9 and MAY_BE_LARGE & {*keys}:
+    if number and 0 < bad <= (10**13 if keys[-1] == "tokens" else 10**9) and MAY_BE_LARGE & {*keys}:
         return "large, and possible"
     return ""
 

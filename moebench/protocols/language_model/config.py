@@ -47,12 +47,27 @@ METRICS = (*LIKELIHOOD, *(name for name in CHOICES if name != "nll"), *ROUTING)
 """Metrics of the records."""
 
 
+Language = Annotated[str, Field(pattern="^[a-z]{2,3}$")]
+Shots = Annotated[Count, Field(le=1024)]
+
+
 class Docstrings(Config):
     """Documentation strings of the pinned packages and of the standard library: English."""
 
     source: Literal["docstrings"]
     packages: tuple[str, ...] = ()
     """Which packages; none given: all. Reading all takes most of a minute."""
+
+    @model_validator(mode="after")
+    def _packages_are_read(self) -> Docstrings:
+        if self.packages:
+            from moebench.data.docstrings import PACKAGES, STANDARD_LIBRARY
+
+            known = [*PACKAGES, STANDARD_LIBRARY]
+            for name in self.packages:
+                if name not in known:
+                    raise ValueError(f"packages names {name!r}{nearest(name, known)}; should be one of {', '.join(known)}")
+        return self
 
 
 class Pivot(Config):
@@ -68,7 +83,7 @@ class Files(Config):
     path: str
     unit: Literal["file", "block", "line"] = "block"
     """What a document is: a file, lines between blank ones, or a line."""
-    language: str | None = None
+    language: Language | None = None
     """Only the files of this language, in a folder of its name; none: all."""
 
     @model_validator(mode="after")
@@ -82,7 +97,7 @@ class Benchmarks(Config):
     """Texts in one language out of the original benchmark files that the section ``benchmarks`` names."""
 
     source: Literal["benchmarks"]
-    language: str
+    language: Language
 
 
 class Streamed(Stream):
@@ -121,7 +136,7 @@ class Data(BaseData):
     """How the constructed languages are made; for a text with source ``constructed``, and for the tasks in it."""
     benchmarks: TextData | None = None
     """Which original files, as data of papers on texts name them; for texts with source ``benchmarks``."""
-    tasks: dict[str, Count] = Field(default_factory=dict)
+    tasks: dict[str, Shots] = Field(default_factory=dict)
     """Zero-shot task → examples shown before each question (0: none)."""
     sequence_length: Annotated[Positive, Field(ge=8)]
     """Tokens of a row."""
@@ -145,8 +160,13 @@ class Data(BaseData):
             raise ValueError("tokens.source 'trained': should be 'checkpoint' beside a stream, which is read once")
         if any(text.source == "benchmarks" for text in self.texts.values()) != (self.benchmarks is not None):
             raise ValueError("the section 'benchmarks' belongs to, and is required by, texts with source 'benchmarks'")
-        if self.benchmarks is not None and self.benchmarks.source != "files":
-            raise ValueError(f"benchmarks.source {self.benchmarks.source!r}: should be 'files'")
+        if self.benchmarks is not None:
+            if self.benchmarks.source != "files":
+                raise ValueError(f"benchmarks.source {self.benchmarks.source!r}: should be 'files'")
+            there = sorted({"en", *self.benchmarks.corpus_files, *self.benchmarks.train_languages.values()})
+            for name, text in self.texts.items():
+                if isinstance(text, Benchmarks) and text.language not in there:
+                    raise ValueError(f"texts.{name}.language {text.language!r}: benchmarks has texts in {', '.join(there)}")
         for name in self.texts:
             if not re.fullmatch("[a-z][a-z0-9_]*", name):
                 raise ValueError(f"texts: the name {name!r} should be made of lower-case letters, digits and underscores")
@@ -270,8 +290,12 @@ def _check(experiment: Experiment) -> None:
     shape, path = setting.decoder, experiment.setting_file
     if shape.context < data.sequence_length:
         raise MoebenchError(
-            f"{path}: key 'decoder.context' has the value {shape.context}; {experiment.data_file} has rows of {data.sequence_length} tokens"
+            f"{path}: key 'decoder.context' has the value {shape.context}; {experiment.data_file} has sequence_length"
+            f" {data.sequence_length}"
         )
+    tables = experiment.published.tables
+    if tables and setting.beside not in tables:
+        raise MoebenchError(f"{path}: key 'beside' has the value {setting.beside!r}; published tables are: {', '.join(tables)}")
     weights = setting.experts * shape.layers * 3 * shape.width * shape.inner
     check_memory(path, {"decoder": shape.weights, "experts": weights})
     check_memory(experiment.data_file, {"tokens.vocabulary": (data.tokens.vocabulary or 0) * shape.width})
@@ -295,6 +319,8 @@ def _check_method(experiment: Experiment, name: str, method: Method) -> None:
     if method.factorised and (sizes["low"] < 1 or sizes["inner"] < 1):
         raise MoebenchError(f"{path}: key 'rank' has the value {method.rank}; of width {setting.decoder.width} that leaves {sizes}")
     experiment.check_options(name, setting.decoder.width, sizes["experts"])
+    if method.layer == "aoe" and method.options["node"] == "reduced" and not method.factorised:
+        raise MoebenchError(f"{path}: key 'rank' is missing: experts select themselves by what the first factor of their gate gives")
     if method.pretrain_as is not None:
         _check_start(path, method, experiment.method(method.pretrain_as, f"{path}: key 'pretrain_as': "))
 
