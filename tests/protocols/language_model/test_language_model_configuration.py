@@ -60,7 +60,7 @@ def test_every_shipped_profile_is_valid_and_is_checked_without_torch(project):
     )
     subprocess.run([sys.executable, "-c", code], cwd=project, check=True)
     assert "aoe" in papers(project)
-    assert {"smoke", "cpu", "cpu_more", "real", "paper", "paper_4b"} <= set(profiles(project, "aoe"))
+    assert {"smoke", "cpu", "cpu_more", "cpu_selection", "real", "paper", "paper_4b"} <= set(profiles(project, "aoe"))
 
 
 def test_the_published_configurations_have_the_published_sizes(project):
