@@ -23,7 +23,7 @@ def train(experiment, run):
     folder = experiment.folder(run)
     with guard(folder):
         state = folder / "checkpoints" / "step"
-        first = int(state.read_text()) if state.exists() else 0
+        first = int(state.read_text() or 0) if state.exists() else 0
         print(f"from step {first}")
         if (experiment.root / "fail").exists() and (experiment.root / "fail").read_text() == run.name:
             raise SystemExit("the stand-in fails")
