@@ -113,6 +113,7 @@ def test_a_change_reaches_only_the_runs_that_depend_on_it(write):
     assert changed("methods", "aoe", "label", "other") == []
 
 
+@pytest.mark.slow
 def test_tasks_of_the_harness_are_known_to_it_and_constructed_ones_to_their_source():
     from lm_eval.tasks import TaskManager
 
