@@ -162,7 +162,8 @@ class _Source:
         if isinstance(self.text, Streamed):
             return self._stream(self.text, split, pieces, length, path.with_suffix(""), limit)
         ids = (one for batch in _batches(self.documents(split)) for one in pieces.encode_batch(batch))
-        return packing.write_rows(_cut(ids, limit and limit * length), length, pieces.bos, pieces.eos, path, size=pieces.size)
+        most = limit and limit * length + 2  # a document takes 3 at least, so what is cut off may be 2 short
+        return packing.write_rows(_cut(ids, most), length, pieces.bos, pieces.eos, path, size=pieces.size)
 
     def _stream(
         self, text: Streamed, split: Any, pieces: lm_tokenizer.Pieces, length: int, folder: Path, limit: int | None

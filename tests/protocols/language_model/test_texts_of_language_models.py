@@ -6,12 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from moebench.data import lm_tokenizer
 from moebench.errors import MoebenchError
 from moebench.pipeline.plan import planned
 from moebench.pipeline.prepare import prepare
 from moebench.protocols.language_model.batches import open_rows
+from moebench.protocols.language_model.prepare import _cut
 
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 
@@ -64,6 +67,13 @@ def test_a_plan_changes_with_the_files_and_a_folder_that_is_not_there_is_named(w
     assert planned(write(*changes))["prepare"] != before
     with pytest.raises(MoebenchError, match="nowhere: no such folder or file of text"):
         planned(write(*files_of(own={"source": "files", "path": "nowhere"})))
+
+
+@given(lengths=st.lists(st.integers(0, 9), min_size=40, max_size=60), rows=st.integers(1, 4), length=st.integers(3, 20))
+def test_held_out_text_is_cut_to_the_rows_that_are_asked_for(lengths, rows, length):
+    documents = list(_cut(([0] * one for one in lengths), rows * length + 2))
+    tokens = sum(len(document) + 2 for document in documents)
+    assert tokens // length == min(rows, sum(one + 2 for one in lengths) // length)
 
 
 def test_too_little_text_is_an_error_that_names_it(write, folder):
