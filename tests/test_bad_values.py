@@ -89,7 +89,19 @@ def changes() -> list[tuple[str, str, str, Leaf, int]]:
 
 
 OPTIONAL = {
-    *("published", "methods", "last", "max_train", "max_test", "max_corrupted", "pretrain_as", "temperature", "dim", "capacity_factor"),
+    *(
+        "rank",
+        "published",
+        "methods",
+        "last",
+        "max_train",
+        "max_test",
+        "max_corrupted",
+        "pretrain_as",
+        "temperature",
+        "dim",
+        "capacity_factor",
+    ),
 }
 SWITCHES = {"identity", "freeze_in_finetuning", "freeze_embedding", "pretrained", "romanised", "reduce", "normalise"}
 MAY_BE_0 = {
@@ -136,7 +148,7 @@ def reason(name: str, leaf: Leaf, bad: Any) -> str:
     if isinstance(bad, bool) or (bad == 0 and keys[-1] in SWITCHES):
         return "a switch, of which 0 is no" if keys[-1] in SWITCHES else ""
     if name == "methods/moe_large_router.yaml" and keys[-1] == "low":
-        return "the profile gives it again" if bad == 0 else ""
+        return "the profile gives it again" if isinstance(bad, int) and not isinstance(bad, bool) and bad <= 10**9 else ""
     if "seeds" in keys or keys[-1] in ("seed", "draw"):
         return "a seed" if bad in (0, 10**9) else ""
     if "losses" in keys:
