@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from moebench.data.tokenizer import Tokenizer
 from moebench.errors import MoebenchError
 from moebench.files import atomic_write, read_array, read_object, write_json
 
+Some = TypeVar("Some")
 BATCH = 1000
 """Documents tokenised at a time."""
 
@@ -93,10 +94,10 @@ def pack(
     counts = {}
     for split, limit in (("train", None), ("validation", validation_rows)):
         rows = _Rows(sequence_length, folder)
-        _add_texts(rows, _batches(source.documents(split), step), tokenizer, sequence_length, limit)
+        _add_texts(rows, batches(source.documents(split), step), tokenizer, sequence_length, limit)
         if not rows.languages:
             raise MoebenchError(f"{folder}: the source has no document of split {split!r}, so there are no pre-training rows")
-        truncated = _add_translations(rows, _batches(source.parallel(split), step), tokenizer, sequence_length) if limit is None else 0
+        truncated = _add_translations(rows, batches(source.parallel(split), step), tokenizer, sequence_length) if limit is None else 0
         rows.write(folder, split)
         counts[split] = {"rows": len(rows.kinds), "truncated": truncated} | {
             kind: rows.kinds.count(kind) for kind in ("text", "translation")
@@ -104,7 +105,8 @@ def pack(
     return counts
 
 
-def _batches(items: Iterable[tuple[str, ...]], step: Callable[[], object]) -> Iterator[list[tuple[str, ...]]]:
+def batches(items: Iterable[Some], step: Callable[[], object] = lambda: None) -> Iterator[list[Some]]:
+    """Yield the items `BATCH` at a time; ``step`` is called after each."""
     iterator = iter(items)
     while batch := list(islice(iterator, BATCH)):
         yield batch

@@ -12,9 +12,8 @@ A text never yields a special piece: ``<s>`` in a text is three characters. A lo
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +21,7 @@ import sentencepiece
 import tokenizers
 
 from moebench.data.normaliser import MARK, SURROGATES
+from moebench.data.tokenizer import byte_pairs
 from moebench.errors import MoebenchError
 from moebench.files import atomic_write, read_object, write_json
 
@@ -48,44 +48,21 @@ def train(texts: Iterable[str], vocabulary: int, folder: Path) -> Pieces:
     Raises:
         MoebenchError: no text, or ``vocabulary`` has no room for the bytes and the characters of the text.
     """
-    failures: list[BaseException] = []
-
-    def lines() -> Iterator[str]:
-        try:
-            for text in texts:
-                yield from filter(None, text.translate(SURROGATES | {0: " ", ord(MARK): " "}).split("\n"))
-        except (Exception, KeyboardInterrupt) as error:  # the trainer would turn it into a RuntimeError of its own
-            failures.append(error)
-            raise
-
-    model = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=lines(),
-            model_writer=model,
-            model_type="bpe",
-            vocab_size=vocabulary,
-            hard_vocab_limit=False,
-            character_coverage=0.9999,
-            byte_fallback=True,
-            normalization_rule_name="identity",
-            add_dummy_prefix=False,
-            remove_extra_whitespaces=False,
-            split_digits=True,
-            user_defined_symbols=["\n"],
-            max_sentence_length=1 << 30,
-            num_threads=1,
-            bos_id=SPECIAL["bos"],
-            eos_id=SPECIAL["eos"],
-            pad_id=SPECIAL["pad"],
-            unk_id=3,
-            minloglevel=2,
-        )
-    except RuntimeError as error:
-        if failures:
-            raise failures[0] from None
-        raise MoebenchError(f"the tokenizer cannot be trained with a vocabulary of {vocabulary}: {error}") from error
-    return _write(folder, "trained", model.getvalue(), SPECIAL)
+    table = SURROGATES | {0: " ", ord(MARK): " "}
+    lines = (line for text in texts for line in text.translate(table).split("\n") if line)
+    options = {
+        "character_coverage": 0.9999,
+        "byte_fallback": True,
+        "add_dummy_prefix": False,
+        "remove_extra_whitespaces": False,
+        "split_digits": True,
+        "user_defined_symbols": ["\n"],
+        "bos_id": SPECIAL["bos"],
+        "eos_id": SPECIAL["eos"],
+        "pad_id": SPECIAL["pad"],
+        "unk_id": 3,
+    }
+    return _write(folder, "trained", byte_pairs(lines, vocabulary, options, f"a vocabulary of {vocabulary}"), SPECIAL)
 
 
 def from_checkpoint(checkpoint: Path, folder: Path) -> Pieces:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -49,6 +49,17 @@ class Corpus(Config):
     """Held-out rows per language."""
 
 
+def check_source(source: str, **options: tuple[Any, str]) -> None:
+    """Check that each option (its value, the source that it belongs to) is given for that source, and for no other.
+
+    Raises:
+        ValueError: one is not.
+    """
+    for key, (value, owner) in options.items():
+        if (value is None) == (source == owner):
+            raise ValueError(f"{key} is {'required' if source == owner else 'not an option'} for source {source!r}")
+
+
 class Tokens(Config):
     """Which tokenizer: SentencePiece trained on the training corpus, the bundled XLM-R pieces, or a checkpoint's."""
 
@@ -60,10 +71,7 @@ class Tokens(Config):
 
     @model_validator(mode="after")
     def _options_fit_the_source(self) -> Tokens:
-        if (self.vocabulary is None) == (self.source == "trained"):
-            raise ValueError(f"vocabulary is {'required' if self.source == 'trained' else 'not an option'} for source {self.source!r}")
-        if (self.checkpoint is None) == (self.source == "hub"):
-            raise ValueError(f"checkpoint is {'required' if self.source == 'hub' else 'not an option'} for source {self.source!r}")
+        check_source(self.source, vocabulary=(self.vocabulary, "trained"), checkpoint=(self.checkpoint, "hub"))
         return self
 
 

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 
@@ -41,11 +42,29 @@ def train(texts: Iterable[str], vocabulary: int, folder: Path) -> Tokenizer:
         MoebenchError: no text, or ``vocabulary`` is less than the characters of the text.
     """
     table = {code: " " for code in range(sys.maxunicode + 1) if chr(code).isspace() and chr(code) != " "} | {ord(MARK): " "}
+    clean = filter(None, (" ".join(text.translate(SURROGATES | table).split()) for text in texts))
+    options = {"character_coverage": 1.0, "bos_id": 0, "pad_id": 1, "eos_id": 2, "unk_id": 3, "control_symbols": ["<mask>"]}
+    model = byte_pairs(clean, vocabulary, options, f"tokens.vocabulary {vocabulary}")
+    return _write(folder, model, "trained", {"bos": 0, "pad": 1, "eos": 2, "unk": 3, "mask": 4}, table)
+
+
+def byte_pairs(texts: Iterable[str], vocabulary: int, options: dict[str, Any], asked: str) -> bytes:
+    """Train SentencePiece's byte-pair encoding without normalisation, and return its model: the same bytes in every process.
+
+    Args:
+        texts: what is read, each without a line break.
+        vocabulary: the most pieces.
+        options: further ones of the trainer.
+        asked: what an error says was asked for.
+
+    Raises:
+        MoebenchError: it cannot be trained so; what ``texts`` raises is raised as it is.
+    """
     failures: list[BaseException] = []
 
-    def clean() -> Iterator[str]:
+    def read() -> Iterator[str]:
         try:
-            yield from filter(None, (" ".join(text.translate(SURROGATES | table).split()) for text in texts))
+            yield from texts
         except (Exception, KeyboardInterrupt) as error:  # the trainer would turn it into a RuntimeError of its own
             failures.append(error)
             raise
@@ -53,27 +72,22 @@ def train(texts: Iterable[str], vocabulary: int, folder: Path) -> Tokenizer:
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=clean(),
+            sentence_iterator=read(),
             model_writer=model,
             model_type="bpe",
             vocab_size=vocabulary,
             hard_vocab_limit=False,
-            character_coverage=1.0,
             normalization_rule_name="identity",
             max_sentence_length=1 << 30,
             num_threads=1,
-            bos_id=0,
-            pad_id=1,
-            eos_id=2,
-            unk_id=3,
-            control_symbols=["<mask>"],
             minloglevel=2,
+            **options,
         )
     except RuntimeError as error:
         if failures:
             raise failures[0] from None
-        raise MoebenchError(f"the tokenizer cannot be trained with tokens.vocabulary {vocabulary}: {error}") from error
-    return _write(folder, model.getvalue(), "trained", {"bos": 0, "pad": 1, "eos": 2, "unk": 3, "mask": 4}, table)
+        raise MoebenchError(f"the tokenizer cannot be trained with {asked}: {error}") from error
+    return model.getvalue()
 
 
 def from_bundle(bundle: Bundle, texts: Iterable[str], folder: Path) -> Tokenizer:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from scipy import stats
 
 LEAST_SEEDS = 3
 """Below this many seeds nothing is claimed about a difference."""
+MARGIN = 3.0
+"""Deviations over seeds by which a model has to beat the best shallow baseline, and to stay away from 100, for a task to count."""
 RESOLUTION = 1e-6
 """Of a value in the records; differences that vary by less do not vary."""
 
@@ -84,3 +87,39 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, p_values[index] * (len(p_values) - rank)))
         adjusted[index] = largest
     return adjusted
+
+
+class Bar(NamedTuple):
+    """Whether a constructed task counts.
+
+    Attributes:
+        verdict: ``yes``, ``no`` (shallow baselines are as good), ``ceiling`` (too easy) or ``undecided`` (too few seeds, no baseline).
+        shallow: the best shallow baseline; none if there is none.
+        shallow_zero_shot: its score.
+    """
+
+    verdict: str
+    shallow: str | None
+    shallow_zero_shot: float | None
+
+
+def bar(seeds: Sequence[float], shallow: Mapping[str, float]) -> Bar:
+    """Decide whether a task counts: does a model beat the best shallow baseline by `MARGIN` deviations over seeds?
+
+    The same distance is asked for from the ceiling of 100, where methods cannot differ any more.
+
+    Args:
+        seeds: the model's scores, in percent.
+        shallow: name → score of each shallow baseline.
+    """
+    if not shallow:
+        return Bar("undecided", None, None)
+    best = min(shallow, key=lambda name: (-shallow[name], name))
+    spread = deviation(seeds)
+    if len(seeds) < LEAST_SEEDS or spread is None:
+        verdict = "undecided"
+    elif mean(seeds) - shallow[best] <= MARGIN * spread:
+        verdict = "no"
+    else:
+        verdict = "ceiling" if 100 - mean(seeds) <= MARGIN * spread else "yes"
+    return Bar(verdict, best, shallow[best])

@@ -26,7 +26,7 @@ from moebench.config import (
     check_memory,
     layers,
 )
-from moebench.data.text_settings import Constructed, Stream, TextData
+from moebench.data.text_settings import Constructed, Stream, TextData, check_source
 from moebench.errors import MoebenchError, nearest
 from moebench.experiment import Experiment
 from moebench.models.matching import matching_rank, widened
@@ -40,7 +40,7 @@ TASKS = (*CONSTRUCTED_TASKS, *HARNESS_TASKS)
 LIKELIHOOD = ("nll", "perplexity", "bits_per_byte")
 CHOICES = ("accuracy", "accuracy_normalised", "nll", "brier", "ece")
 ROUTING = (
-    *("load_entropy", "router_entropy", "rank_margin", "idle", "max_violation", "experts_per_token", "dropped_share", "coupling"),
+    *("load_entropy", "router_entropy", "rank_margin", "idle", "max_violation", "experts_per_token", "coupling"),
     *("load", "macs_per_token"),
 )
 METRICS = (*LIKELIHOOD, *(name for name in CHOICES if name != "nll"), *ROUTING)
@@ -117,10 +117,7 @@ class Tokens(Config):
 
     @model_validator(mode="after")
     def _options_fit_the_source(self) -> Tokens:
-        if (self.vocabulary is None) == (self.source == "trained"):
-            raise ValueError(f"vocabulary is {'required' if self.source == 'trained' else 'not an option'} for source {self.source!r}")
-        if (self.checkpoint is None) == (self.source == "checkpoint"):
-            raise ValueError(f"checkpoint is {'required' if self.source == 'checkpoint' else 'not an option'} for source {self.source!r}")
+        check_source(self.source, vocabulary=(self.vocabulary, "trained"), checkpoint=(self.checkpoint, "checkpoint"))
         return self
 
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections import defaultdict
 from collections.abc import Sequence
 
-import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from moebench.protocols.language_model.numbers import ROUTED, Expected, Values
+from moebench.results.figures import stable, svg
 from moebench.results.statistics import mean
 from moebench.results.tables import rows_of
 
-STABLE = {"svg.hashsalt": "moebench", "svg.fonttype": "none", "font.size": 8.0}
 LAYER = re.compile(r"layer(\d+)")
 
 
@@ -66,9 +64,7 @@ def norms(points: pd.DataFrame, expected: Expected, name: str) -> str:
 
 
 def _drawn(panels: Sequence[tuple[str, dict[str, list[tuple[float, float]]]]], x: str, y: str, expected: Expected) -> str:
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # whatever the reader's own settings are
-        matplotlib.rcParams.update(STABLE)  # type: ignore[arg-type]
+    with stable(8.0):
         count = max(len(panels), 1)
         figure = Figure(figsize=(2.4 * count + 2.8, 3.2), layout="constrained")
         all_axes = figure.subplots(1, count, sharey=True, squeeze=False)[0]
@@ -82,6 +78,4 @@ def _drawn(panels: Sequence[tuple[str, dict[str, list[tuple[float, float]]]]], x
         if panels and panels[-1][1]:
             handles, labels = all_axes[0].get_legend_handles_labels()
             figure.legend(handles, labels, loc="outside right center", fontsize=6)
-        text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    return text.getvalue()
+        return svg(figure)

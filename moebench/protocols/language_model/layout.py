@@ -9,9 +9,9 @@ from typing import Any
 import pandas as pd
 
 from moebench.protocols.language_model.config import CONSTRUCTED_TASKS
-from moebench.protocols.language_model.numbers import ALL, AVERAGE, MARGIN, MOST_SEEDS, ROUTED, TEXT, Expected, Key, Values
+from moebench.protocols.language_model.numbers import ALL, AVERAGE, MOST_SEEDS, ROUTED, TEXT, Expected, Key, Values
 from moebench.results.rendering import Block
-from moebench.results.statistics import LEAST_SEEDS, mean
+from moebench.results.statistics import LEAST_SEEDS, MARGIN, Bar, mean
 from moebench.results.tables import EMPTY, SPREAD, difference_cell, difference_meaning, measured_cell, notes, number, rows_of
 
 MEASURES = {
@@ -164,9 +164,7 @@ def _cells(table: pd.DataFrame) -> tuple[dict[tuple[str, Key], dict[str, Any]], 
 # ------------------------------------------------------------------------------------------------------------- the tables
 
 
-def main_blocks(
-    table: pd.DataFrame, expected: Expected, verdicts: Mapping[str, tuple[str, str | None, float | None]], shallow: Values
-) -> list[Block]:
+def main_blocks(table: pd.DataFrame, expected: Expected, verdicts: Mapping[str, Bar], shallow: Values) -> list[Block]:
     """Likelihood and zero-shot accuracy, in the pattern of the paper's Table 2."""
     likelihood, tasks = text_keys(expected, ("perplexity", "bits_per_byte")), keys_of([*expected.tasks, AVERAGE] if expected.tasks else [])
     tested = [*text_keys(expected, ("nll",)), *tasks]
@@ -189,7 +187,7 @@ def main_blocks(
     ]
 
 
-def _said(expected: Expected, verdicts: Mapping[str, tuple[str, str | None, float | None]]) -> list[str]:
+def _said(expected: Expected, verdicts: Mapping[str, Bar]) -> list[str]:
     made = [task for task in expected.tasks if task in CONSTRUCTED_TASKS]
     if not made:
         return ["The predicted choice is the likeliest by its whole log-likelihood; tasks as lm-evaluation-harness defines them."]
@@ -199,12 +197,12 @@ def _said(expected: Expected, verdicts: Mapping[str, tuple[str, str | None, floa
         "ceiling": "is within as much of 100",
         "undecided": f"is undecided (takes {LEAST_SEEDS} seeds and a shallow baseline)",
     }
-    verdict = "; ".join(f"`{task}` {words[verdicts[task][0]]}" for task in made)
+    verdict = "; ".join(f"`{task}` {words[verdicts[task].verdict]}" for task in made)
     return [
         "Tasks in the constructed pivot language, with exact answers (`docs/TASKS_OF_LANGUAGE_MODELS.md`); the predicted choice is the"
         " likeliest by its whole log-likelihood, and nothing is shown before the question.",
-        f"A task counts, and enters the average, where {expected.label} beats the best shallow baseline by {MARGIN} deviations over seeds,"
-        f" and is as far from 100, so that methods can differ: {verdict}.",
+        f"A task counts, and enters the average, where {expected.label} beats the best shallow baseline by {MARGIN:.0f} deviations over"
+        f" seeds, and is as far from 100, so that methods can differ: {verdict}.",
     ]
 
 

@@ -14,13 +14,11 @@ from scipy import stats
 from moebench.protocols.language_model.config import CONSTRUCTED_TASKS, Method, shown_in
 from moebench.protocols.language_model.runs import EXAMINATION
 from moebench.results import tables
-from moebench.results.statistics import LEAST_SEEDS, deviation, mean
+from moebench.results.statistics import Bar, bar, deviation, mean
 from moebench.results.tables import differences, frame, rows_of
 
 TEXT, ROUTED, ALL, AVERAGE = "text", "routing", "all", "average"
 """Tasks of records: likelihood of held-out text, use of experts; the language of what is over all blocks; the mean over tasks."""
-MARGIN = 3
-"""A constructed task counts where the baseline method is above the best shallow baseline by so many deviations over seeds."""
 MOST_SEEDS = 1000
 """More seeds than this are not asked for."""
 
@@ -51,7 +49,7 @@ class Expected(tables.Expected):
 
 
 def values_of(records: pd.DataFrame, stage: str = "finetune") -> Values:
-    """The records of a stage, by key, method and seed; of zero-shot tasks also the accuracy's mean over tasks, where all are there."""
+    """The records of a stage, by key, method and seed."""
     found: Values = defaultdict(lambda: defaultdict(dict))
     for row in rows_of(records[records["stage"] == stage]):
         found[row["task"], row["language"], row["metric"]][row["method"]][row["seed"]] = row["value"]
@@ -68,29 +66,14 @@ def with_average(values: Values, tasks: Sequence[str], metrics: Sequence[str]) -
     return values
 
 
-def counted(values: Values, shallow: Values, expected: Expected) -> dict[str, tuple[str, str | None, float | None]]:
-    """Decide which constructed tasks count: those in which the baseline method beats every shallow baseline by `MARGIN` deviations.
-
-    Returns:
-        Task → verdict (``yes``, ``no``, ``ceiling``: within as much of 100, ``undecided``: fewer than three seeds, or no shallow baseline),
-        the best shallow baseline and its accuracy.
-    """
-    result: dict[str, tuple[str, str | None, float | None]] = {}
+def counted(values: Values, shallow: Values, expected: Expected) -> dict[str, Bar]:
+    """Decide which tasks count, by the baseline method's accuracy (`moebench.results.statistics.bar`); those of the harness do anyway."""
+    result = {}
     for task in expected.tasks:
-        if task not in CONSTRUCTED_TASKS:
-            result[task] = ("yes", None, None)
-            continue
         key = (task, "", "accuracy")
         floors = {name: mean(list(seeds.values())) for name, seeds in shallow.get(key, {}).items()}
-        best = min(floors, key=lambda name: (-floors[name], name), default=None)
         seeds = list(values.get(key, {}).get(expected.baseline, {}).values())
-        spread = deviation(seeds)
-        if best is None or spread is None or len(seeds) < LEAST_SEEDS:
-            result[task] = ("undecided", best, floors.get(best) if best else None)
-        elif mean(seeds) - floors[best] <= MARGIN * spread:
-            result[task] = ("no", best, floors[best])
-        else:
-            result[task] = ("ceiling" if 100 - mean(seeds) <= MARGIN * spread else "yes", best, floors[best])
+        result[task] = bar(seeds, floors) if task in CONSTRUCTED_TASKS else Bar("yes", None, None)
     return result
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from moebench.config import benchmark_folder
-from moebench.data import lm_tokenizer, packing
+from moebench.data import corpus, lm_tokenizer, packing
 from moebench.experiment import Experiment
 from moebench.files import read_object, write_json
 from moebench.protocol import Plan
@@ -26,8 +26,6 @@ MODULE = {
     "stream": "moebench.data.text_stream",
 }
 """Source → the module that reads or makes it, imported when asked for."""
-AT_ONCE = 1000
-"""Documents tokenised at a time."""
 
 
 def plan(experiment: Experiment) -> Plan:
@@ -161,7 +159,7 @@ class _Source:
         """Write packed rows, at most ``limit``; those of a stream are shards in a folder of the path's name, without ending."""
         if isinstance(self.text, Streamed):
             return self._stream(self.text, split, pieces, length, path.with_suffix(""), limit)
-        ids = (one for batch in _batches(self.documents(split)) for one in pieces.encode_batch(batch))
+        ids = (one for batch in corpus.batches(self.documents(split)) for one in pieces.encode_batch(batch))
         most = limit and limit * length + 2  # a document takes 3 at least, so what is cut off may be 2 short
         return packing.write_rows(_cut(ids, most), length, pieces.bos, pieces.eos, path, size=pieces.size)
 
@@ -201,14 +199,3 @@ def _cut(documents: Iterable[list[int]], tokens: int | None) -> Iterator[list[in
             document = document[: tokens - 2]
             tokens -= len(document) + 2
         yield document
-
-
-def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    for document in documents:
-        batch.append(document)
-        if len(batch) == AT_ONCE:
-            yield batch
-            batch = []
-    if batch:
-        yield batch

@@ -12,6 +12,7 @@ from moebench.errors import MoebenchError
 from moebench.experiment import Experiment, Run
 from moebench.files import read_json, read_jsonl
 from moebench.metrics import calibration
+from moebench.metrics.uncertainty import FLOOR
 from moebench.protocols.language_model.config import Data
 from moebench.results.scored import Row, Scored
 
@@ -78,7 +79,7 @@ def chosen(task: str, path: Path) -> list[Row]:
     values = {
         "accuracy": 100 * float((scores_NC.argmax(axis=1) == label_N).mean()),
         "accuracy_normalised": 100 * float(((scores_NC / lengths_NC).argmax(axis=1) == label_N).mean()),
-        "nll": calibration.nll(probs_NC, label_N, float(np.finfo(np.float32).tiny)),
+        "nll": calibration.nll(probs_NC, label_N, FLOOR),
         "brier": calibration.brier(probs_NC, label_N),
         "ece": calibration.ece(probs_NC, label_N),
     }

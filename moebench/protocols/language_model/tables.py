@@ -71,7 +71,7 @@ def tables(expected: Expected, measured: Measured) -> list[Document | Figure]:
     every = numbers.Expected(**vars(expected), texts=tuple(data.texts), tasks=tuple(data.tasks))
     values, shallow = numbers.values_of(measured.records), numbers.values_of(measured.records, "baseline")
     verdicts = numbers.counted(values, shallow, every)
-    counting = [task for task in every.tasks if verdicts[task][0] == "yes"]
+    counting = [task for task in every.tasks if verdicts[task].verdict == "yes"]
     values = numbers.with_average(values, counting, ("accuracy",))
     tasks = layout.keys_of([*every.tasks, AVERAGE] if every.tasks else [])
     likelihood = layout.text_keys(every, ("nll", "perplexity", "bits_per_byte"))

@@ -17,15 +17,13 @@ from moebench.data import catalogue
 from moebench.data.catalogue import TASKS, Task
 from moebench.protocols.transfer import answers
 from moebench.protocols.transfer.config import Method
-from moebench.results import tables
-from moebench.results.statistics import LEAST_SEEDS, deviation, mean
+from moebench.results import statistics, tables
+from moebench.results.statistics import Bar, deviation, mean
 from moebench.results.tables import differences, frame, rows_of
 
 SUITE = tuple(task.name for task in TASKS.values() if not task.constructed)
 """The real tasks; their average is XTREME's only over all seven."""
 AVERAGE = "average"
-MARGIN = 3.0
-"""Seed standard deviations by which the dense model has to beat the best shallow baseline."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,21 +75,6 @@ class Scores:
     lacking: dict[int, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Bar:
-    """Whether a task counts.
-
-    Attributes:
-        verdict: ``yes``, ``no`` (shallow baselines are as good), ``ceiling`` (too easy) or ``undecided`` (too few seeds, no baseline).
-        shallow: name of the best shallow baseline by zero-shot mean; none if there is none.
-        shallow_zero_shot: its zero-shot mean.
-    """
-
-    verdict: str
-    shallow: str | None
-    shallow_zero_shot: float | None
-
-
 Cells = dict[tuple[str, str], dict[int, dict[str, dict[str, float]]]]
 """(stage, method) → seed → language → metric → value."""
 
@@ -140,27 +123,14 @@ def task_scores(records: pd.DataFrame, task: Task, pivot: str | None) -> dict[tu
 
 
 def bar(scores: Mapping[tuple[str, str], Scores], dense: str | None) -> Bar:
-    """Decide whether a task counts: does the dense model, zero-shot, beat the best shallow baseline by three seed standard deviations?
-
-    The same distance is asked for from the ceiling of 100, where methods cannot differ any more.
+    """Decide by `moebench.results.statistics.bar` whether a task counts: by the dense model and the shallow baselines, zero-shot.
 
     Args:
         scores: (stage, method) → scores of one task.
         dense: the dense method; none if the paper has none here.
     """
     shallow = {name: mean(list(one.zero_shot.values())) for (stage, name), one in scores.items() if stage == "baseline" and one.zero_shot}
-    if not shallow:
-        return Bar("undecided", None, None)
-    best = min(shallow, key=lambda name: (-shallow[name], name))
-    seeds = list(scores.get(("finetune", dense or ""), Scores()).zero_shot.values())
-    spread = deviation(seeds)
-    if len(seeds) < LEAST_SEEDS or spread is None:
-        verdict = "undecided"
-    elif mean(seeds) - shallow[best] <= MARGIN * spread:
-        verdict = "no"
-    else:
-        verdict = "ceiling" if 100 - mean(seeds) <= MARGIN * spread else "yes"
-    return Bar(verdict, best, shallow[best])
+    return statistics.bar(list(scores.get(("finetune", dense or ""), Scores()).zero_shot.values()), shallow)
 
 
 def averaged_tasks(expected: Expected, verdicts: Mapping[str, Bar]) -> tuple[list[str], str]:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import io
 from collections import defaultdict
 from typing import Any
 
-import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from moebench.protocols.vision.numbers import Expected
+from moebench.results.figures import stable, svg
 from moebench.results.statistics import mean
 from moebench.results.tables import rows_of
 
 DRAWN = ("dense", "e3", "deep")
 """Beside the baseline the first method, by name, of each of these variants is drawn."""
-STABLE: dict[Any, Any] = {"svg.hashsalt": "moebench", "svg.fonttype": "none", "font.size": 9.0}
 
 
 def drawn(expected: Expected) -> list[str]:
@@ -57,9 +55,7 @@ def _points(points: pd.DataFrame, name: str, curve: str) -> list[dict[str, Any]]
 
 
 def _drawn(expected: Expected, lines: dict[str, list[tuple[float, float]]], x: str, y: str, diagonal: bool) -> str:
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # whatever the reader's own settings are
-        matplotlib.rcParams.update(STABLE)
+    with stable(9.0):
         figure = Figure(figsize=(4.8, 3.6), layout="constrained")
         axes: Axes = figure.add_subplot()
         if diagonal:
@@ -70,6 +66,4 @@ def _drawn(expected: Expected, lines: dict[str, list[tuple[float, float]]], x: s
         axes.set(xlabel=x, ylabel=y, title=f"{expected.about.name}, profile {expected.profile}, {expected.data or 'nothing measured yet'}")
         if any(lines.values()):
             axes.legend()
-        text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    return text.getvalue()
+        return svg(figure)
