@@ -265,19 +265,22 @@ def decoders(shape: shapes.Decoder, vocabulary: int) -> Iterator[tuple[str, nn.M
             print(f"{f'Mixtral {kind}':24s} skipped ({error}): pip install 'transformers>=5.24'")
 
 
-def logits(model: nn.Module, ids_BS: Tensor) -> Tensor:
-    """(B, S, V) logits of a decoder of either library."""
-    return model.logits(model(ids_BS)[0]) if isinstance(model, Decoder) else model(ids_BS, use_cache=False).logits
+def next_token_loss(model: nn.Module, ids_BS: Tensor) -> Tensor:
+    """Cross-entropy of a decoder of either library."""
+    if isinstance(model, Decoder):
+        return model.loss(model(ids_BS[:, :-1])[0], ids_BS[:, 1:])
+    logits_BSV = model(ids_BS[:, :-1], use_cache=False).logits
+    return nn.functional.cross_entropy(logits_BSV.flatten(0, 1), ids_BS[:, 1:].flatten())
 
 
 def decoder_step(model: nn.Module, precision: str, ids_BS: Tensor) -> Callable[[], Tensor]:
     """Return a training step on the next token: forward, backward, AdamW at learning rate 0; it returns the loss."""
-    optimiser = torch.optim.AdamW(model.parameters(), lr=0.0)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
 
     def step() -> Tensor:
         optimiser.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            loss = nn.functional.cross_entropy(logits(model, ids_BS[:, :-1]).flatten(0, 1), ids_BS[:, 1:].flatten())
+            loss = next_token_loss(model, ids_BS)
         loss.backward()
         optimiser.step()
         return loss.detach()

@@ -11,10 +11,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention
+from torch.nn.functional import linear, nll_loss, scaled_dot_product_attention
 
 from moebench.models import shapes
 from moebench.moe.layer import Aux, SparseLayer
+
+CHUNK = 512
+"""So many tokens' logits are made at a time in training."""
 
 
 class Cache:
@@ -52,9 +55,16 @@ class RMSNorm(nn.Module):
     def forward(self, x_BSD: Tensor) -> Tensor:
         """(B, S, D), in the type of ``x_BSD``."""
         exact = torch.promote_types(x_BSD.dtype, torch.float32)
-        if not torch.is_grad_enabled():  # at a token a step, a call into Python costs as much as the norm
-            return rms_norm(x_BSD.to(exact), x_BSD.shape[-1:], self.weight.to(exact), self.epsilon).to(x_BSD.dtype)
-        return cast(Tensor, _Normed.apply(x_BSD.to(exact), self.weight.to(exact), self.epsilon)).to(x_BSD.dtype)
+        given = x_BSD.to(exact), self.weight.to(exact), self.epsilon
+        normed_BSD = cast(Tensor, _Normed.apply(*given)) if torch.is_grad_enabled() else _normed(*given)[0]
+        return normed_BSD.to(x_BSD.dtype)
+
+
+def _normed(x_BSD: Tensor, weight_D: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """The norm, and (B, S, 1) what each token was multiplied with."""
+    norm_BS1 = torch.linalg.vector_norm(x_BSD, dim=-1, keepdim=True)
+    scale_BS1 = norm_BS1.square_().div_(x_BSD.shape[-1]).add_(epsilon).rsqrt_()
+    return (x_BSD * scale_BS1).mul_(weight_D), scale_BS1
 
 
 class _Normed(torch.autograd.Function):
@@ -62,10 +72,9 @@ class _Normed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x_BSD: Tensor, weight_D: Tensor, epsilon: float) -> Tensor:
-        norm_BS1 = torch.linalg.vector_norm(x_BSD, dim=-1, keepdim=True)
-        scale_BS1 = norm_BS1.square_().div_(x_BSD.shape[-1]).add_(epsilon).rsqrt_()
+        normed_BSD, scale_BS1 = _normed(x_BSD, weight_D, epsilon)
         ctx.save_for_backward(x_BSD, weight_D, scale_BS1)
-        return (x_BSD * scale_BS1).mul_(weight_D)
+        return normed_BSD
 
     @staticmethod
     @once_differentiable
@@ -268,6 +277,48 @@ class Decoder(nn.Module):
     def logits(self, states_BSD: Tensor) -> Tensor:
         """(B, S, V) logits of the token after each state, by the tied embedding; any leading axes."""
         return linear(states_BSD, self.embedding.weight)
+
+    def loss(self, states_BSD: Tensor, targets_BS: Tensor) -> Tensor:
+        """Mean negative log-likelihood of the targets (-100: none), 0 with a gradient of 0 without any; the states' leading axes are any.
+
+        The logits of `CHUNK` tokens at a time are made and used, forward and backward, so they need no memory of their own and stay in the
+        processor's cache; in fp32 at least.
+        """
+        return cast(Tensor, _NextToken.apply(states_BSD.flatten(0, -2), self.embedding.weight, targets_BS.flatten()))
+
+
+class _NextToken(torch.autograd.Function):
+    """Cross-entropy behind a linear head; the gradients are made in the forward pass, for a gradient of 1."""
+
+    @staticmethod
+    def forward(ctx: Any, states_TD: Tensor, weight_VD: Tensor, targets_T: Tensor) -> Tensor:
+        device = states_TD.device.type
+        kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states_TD.dtype
+        exact = torch.promote_types(kind, torch.float32)
+        learns = any(ctx.needs_input_grad)
+        to_states_TD = torch.empty_like(states_TD) if learns else states_TD.new_empty(0)
+        to_weight_VD = torch.zeros_like(weight_VD, dtype=exact) if learns else states_TD.new_empty(0)
+        weight_VD = weight_VD.to(kind)
+        targets = (targets_T != -100).sum().clamp(min=1)
+        loss = torch.zeros((), dtype=exact, device=states_TD.device)
+        with torch.autocast(device, enabled=False):
+            for begin in range(0, len(states_TD), CHUNK):
+                states_ND, targets_N = states_TD[begin : begin + CHUNK].to(kind), targets_T[begin : begin + CHUNK]
+                log_NV = (states_ND @ weight_VD.T).to(exact).log_softmax(-1)
+                loss += nll_loss(log_NV, targets_N, reduction="sum")
+                if learns:
+                    share_N1 = ((targets_N != -100).to(exact) / targets)[:, None]
+                    grad_NV = log_NV.exp_().mul_(share_N1).scatter_add_(1, targets_N.clamp(min=0)[:, None], -share_N1).to(kind)
+                    to_states_TD[begin : begin + CHUNK] = grad_NV @ weight_VD
+                    to_weight_VD.addmm_(grad_NV.T, states_ND) if kind == exact else to_weight_VD.add_(grad_NV.T @ states_ND)
+        ctx.save_for_backward(to_states_TD, to_weight_VD)
+        return loss / targets
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        to_states_TD, to_weight_VD = ctx.saved_tensors
+        return (to_states_TD * grad).to(to_states_TD.dtype), to_weight_VD * grad, None
 
 
 @torch.no_grad()

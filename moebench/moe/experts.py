@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moebench.moe.grouped import grouped_layer_norm, grouped_linear
+from moebench.moe.grouped import grouped_layer_norm, grouped_linear, grouped_swiglu
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -166,9 +166,7 @@ class SwiGLUExperts(nn.Module):
 
     def forward(self, rows_AD: Tensor, counts_E: Tensor) -> Tensor:
         """Run each expert on its rows: (A, D). See `ResidualExperts.forward`."""
-        gate_AF = grouped_linear(rows_AD, self.gate_weight, counts_E, backend=self.backend)
-        up_AF = grouped_linear(rows_AD, self.up_weight, counts_E, backend=self.backend)
-        return grouped_linear(F.silu(gate_AF) * up_AF, self.down_weight, counts_E, backend=self.backend)
+        return grouped_swiglu(rows_AD, rows_AD, self.gate_weight, self.up_weight, self.down_weight, counts_E, self.backend)
 
     @property
     def gate_EFD(self) -> Tensor:
@@ -214,9 +212,7 @@ class FactorisedExperts(nn.Module):
         Returns:
             (A, D).
         """
-        gate_AF = grouped_linear(reduced_AL, self.gate_weight, counts_E, backend=self.backend)
-        up_AF = grouped_linear(rows_AD, self.up_weight, counts_E, backend=self.backend)
-        return grouped_linear(F.silu(gate_AF) * up_AF, self.down_weight, counts_E, backend=self.backend)
+        return grouped_swiglu(reduced_AL, rows_AD, self.gate_weight, self.up_weight, self.down_weight, counts_E, self.backend)
 
     @property
     def gate_EFD(self) -> Tensor:

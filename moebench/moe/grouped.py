@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -43,19 +43,47 @@ def grouped_linear(
         ValueError: ``counts_E`` is for other experts or rows, there is no such backend, or the type is fp16 on a CPU.
     """
     counts = _checked(counts_E, weight_EFD, rows_AD)
-    device = rows_AD.device.type
-    if torch.is_autocast_enabled(device):
-        rows_AD, weight_EFD = _autocast(rows_AD), _autocast(weight_EFD)
-        bias_EF = None if bias_EF is None else _autocast(bias_EF)
-    if device == "cpu" and rows_AD.dtype == torch.float16:
-        raise ValueError("float16 on a CPU: torch multiplies it a thousand times slower than bfloat16; take that or float32")
-    if backend is None:
-        aligned = all(size % 8 == 0 for size in weight_EFD.shape[1:])
-        few = len(rows_AD) <= FEW_ROWS and rows_AD.dtype == torch.float32 and not torch.is_grad_enabled()
-        backend = "grouped_mm" if aligned and (few if device == "cpu" else rows_AD.dtype == torch.bfloat16) else "segments"
-    if backend not in BACKENDS:
-        raise ValueError(f"backend {backend!r}: should be one of {', '.join(BACKENDS)}")
-    return BACKENDS[backend](rows_AD, weight_EFD, counts, bias_EF)
+    rows_AD, weight_EFD, *bias = _cast(rows_AD, weight_EFD, *(() if bias_EF is None else (bias_EF,)))
+    return BACKENDS[_backend(rows_AD, (weight_EFD,), backend)](rows_AD, weight_EFD, counts, bias[0] if bias else None)
+
+
+def grouped_swiglu(
+    gated_AL: Tensor,
+    rows_AD: Tensor,
+    gate_EFL: Tensor,
+    up_EFD: Tensor,
+    down_EDF: Tensor,
+    counts_E: Tensor,
+    backend: str | None = None,
+) -> Tensor:
+    """Map row a of expert e to down[e] @ (silu(gate[e] @ gated[a]) · (up[e] @ rows[a])).
+
+    As three of `grouped_linear`. The backend ``segments`` does all of an expert's work while its rows are in the processor's cache, and
+    takes one exponential a number, none in the backward pass.
+
+    Args:
+        gated_AL: (A, L), sorted by expert: what the gate sees, ``rows_AD`` itself unless the gate is factorised.
+        rows_AD: (A, D), sorted by expert.
+        gate_EFL: (E, F, L).
+        up_EFD: (E, F, D).
+        down_EDF: (E, D, F).
+        counts_E: (E,) number of rows of each expert.
+        backend: as of `grouped_linear`.
+
+    Returns:
+        (A, D).
+
+    Raises:
+        ValueError: as `grouped_linear` does.
+    """
+    counts = _checked(counts_E, up_EFD, rows_AD)
+    gated_AL, rows_AD, gate_EFL, up_EFD, down_EDF = _cast(gated_AL, rows_AD, gate_EFL, up_EFD, down_EDF)
+    backend = _backend(rows_AD, (gate_EFL, up_EFD, down_EDF), backend)
+    if backend == "segments":
+        return cast(Tensor, _SwiGLUSegments.apply(gated_AL, rows_AD, gate_EFL, up_EFD, down_EDF, counts))
+    product = BACKENDS[backend]
+    activated_AF = F.silu(product(gated_AL, gate_EFL, counts, None)) * product(rows_AD, up_EFD, counts, None)
+    return product(activated_AF, down_EDF, counts, None)
 
 
 def grouped_layer_norm(rows_AD: Tensor, weight_ED: Tensor, bias_ED: Tensor, counts_E: Tensor) -> Tensor:
@@ -78,8 +106,24 @@ def _checked(counts_E: Tensor, parameter: Tensor, rows: Tensor) -> list[int]:
     return counts
 
 
-def _autocast(values: Tensor) -> Tensor:
-    return values if values.dtype == torch.float64 else values.to(torch.get_autocast_dtype(values.device.type))
+def _cast(*values: Tensor) -> tuple[Tensor, ...]:
+    device = values[0].device.type
+    if torch.is_autocast_enabled(device):
+        kind = torch.get_autocast_dtype(device)
+        values = tuple(one if one.dtype == torch.float64 else one.to(kind) for one in values)
+    if device == "cpu" and values[0].dtype == torch.float16:
+        raise ValueError("float16 on a CPU: torch multiplies it a thousand times slower than bfloat16; take that or float32")
+    return values
+
+
+def _backend(rows_AD: Tensor, weights: Sequence[Tensor], backend: str | None) -> str:
+    if backend is None:
+        aligned = all(size % 8 == 0 for weight in weights for size in weight.shape[1:])
+        few = len(rows_AD) <= FEW_ROWS and rows_AD.dtype == torch.float32 and not torch.is_grad_enabled()
+        backend = "grouped_mm" if aligned and (few if rows_AD.device.type == "cpu" else rows_AD.dtype == torch.bfloat16) else "segments"
+    if backend not in BACKENDS:
+        raise ValueError(f"backend {backend!r}: should be one of {', '.join(BACKENDS)}")
+    return backend
 
 
 def _by_loop(rows_AD: Tensor, weight_EFD: Tensor, counts: list[int], bias_EF: Tensor | None) -> Tensor:
@@ -148,6 +192,64 @@ class _Segments(torch.autograd.Function):
         for grad in (grad_weight_EFD, grad_bias_EF):
             _zero_without_rows(grad, ctx.counts)
         return grad_rows_AD, grad_weight_EFD, grad_bias_EF, None
+
+
+class _SwiGLUSegments(torch.autograd.Function):
+    """All that an expert does with its rows, then the next expert. With s = σ(g): silu(g) = g s, and its slope is s + g s (1 − s)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, gated_AL: Tensor, rows_AD: Tensor, gate_EFL: Tensor, up_EFD: Tensor, down_EDF: Tensor, counts: list[int]
+    ) -> Tensor:
+        learns = any(ctx.needs_input_grad)
+        kept = [rows_AD.new_empty(len(rows_AD) if learns else 0, up_EFD.shape[1]) for _ in range(3)]
+        out_AD = rows_AD.new_empty(len(rows_AD), down_EDF.shape[1])
+        gated, rows, out = (values.split(counts) for values in (gated_AL, rows_AD, out_AD))
+        gate, up, down = (weight.mT.unbind() for weight in (gate_EFL, up_EFD, down_EDF))
+        parts = [values.split(counts) for values in kept] if learns else None
+
+        def work(e: int) -> None:
+            activated, share, linear = [None] * 3 if parts is None else [values[e] for values in parts]
+            activated = torch.mm(gated[e], gate[e], out=activated)
+            activated.mul_(torch.sigmoid(activated, out=share))
+            torch.mm(activated * torch.mm(rows[e], up[e], out=linear), down[e], out=out[e])
+
+        _for_each(counts, work, out_AD.device)
+        ctx.save_for_backward(gated_AL, rows_AD, gate_EFL, up_EFD, down_EDF, *kept)
+        ctx.counts = counts
+        return out_AD
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_AD: Tensor) -> tuple[Tensor | None, ...]:
+        gated_AL, rows_AD, *weights, activated_AF, share_AF, linear_AF = ctx.saved_tensors
+        grad_AD = grad_AD.contiguous()  # that of a sum is expanded
+        activated, share, linear, grad = (values.split(ctx.counts) for values in (activated_AF, share_AF, linear_AF, grad_AD))
+        gated, rows = gated_AL.split(ctx.counts), rows_AD.split(ctx.counts)
+        gate, up, down = (weight.unbind() for weight in weights)
+        inputs = (gated_AL, rows_AD, *weights)
+        grads = [torch.empty_like(one) if needed else None for one, needed in zip(inputs, ctx.needs_input_grad, strict=False)]
+        to_gated, to_rows = (None if one is None else one.split(ctx.counts) for one in grads[:2])
+        to_gate, to_up, to_down = (None if one is None else one.unbind() for one in grads[2:])
+
+        def work(e: int) -> None:
+            if to_down is not None:
+                torch.mm(grad[e].T, activated[e] * linear[e], out=to_down[e])
+            product = torch.mm(grad[e], down[e])
+            slope = torch.addcmul(share[e], activated[e], 1 - share[e])
+            for back, weight, seen, sent, learned in (
+                (product * activated[e], up, rows, to_rows, to_up),
+                (slope.mul_(linear[e]).mul_(product), gate, gated, to_gated, to_gate),
+            ):
+                if sent is not None:
+                    torch.mm(back, weight[e], out=sent[e])
+                if learned is not None:
+                    torch.mm(back.T, seen[e], out=learned[e])
+
+        _for_each(ctx.counts, work, grad_AD.device)
+        for weight_grad in grads[2:]:
+            _zero_without_rows(weight_grad, ctx.counts)
+        return *grads, None
 
 
 class _PerRow(torch.autograd.Function):

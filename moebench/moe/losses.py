@@ -5,8 +5,38 @@ T tokens, E experts, A assignments.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
+
 import torch
 from torch import Tensor
+
+
+class Losses(Mapping[str, Tensor]):
+    """Losses of a router by name, each computed when it is first read: evaluation reads none of them, and training only what it weights.
+
+    Args:
+        losses: name → what computes it, from what the router has at hand.
+    """
+
+    def __init__(self, **losses: Callable[[], Tensor]):
+        self._waiting = losses
+        self._known: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The scalar; computed once, outside autocast like the router itself."""
+        if name not in self._known:
+            compute = self._waiting[name]
+            with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+                self._known[name] = compute()
+        return self._known[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Names in the order in which they were given."""
+        return iter(self._waiting)
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._waiting)
 
 
 def load_balance(probs_TE: Tensor, expert_A: Tensor) -> Tensor:

@@ -364,3 +364,44 @@ def test_operations_explain_the_published_throughput(low, ratio, active):
     wide = widened(768, 3072, low)
     chosen = 2 * (low * 768 + low * wide + 2 * 768 * wide)
     assert whole == embedding + 12 * (4 * 768**2 + chosen + (8 - 2) * 768 * low)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_loss_is_cross_entropy_however_many_tokens_are_taken_at_a_time(dtype, monkeypatch):
+    decoder = decoder_of("dense").to(dtype)
+    states = torch.randn(3, 7, decoder.shape.width, dtype=dtype, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    targets = torch.randint(decoder.embedding.num_embeddings, (3, 7), generator=torch.Generator().manual_seed(1))
+    targets[0, ::2] = -100
+    over = [states, decoder.embedding.weight]
+    expected = torch.nn.functional.cross_entropy(decoder.logits(states).flatten(0, 1), targets.flatten())
+    expected_grads = torch.autograd.grad(0.3 * expected, over)
+    for chunk in (1, 4, 21, 512):
+        monkeypatch.setattr("moebench.models.decoder.CHUNK", chunk)
+        loss = decoder.loss(states, targets)
+        torch.testing.assert_close(loss, expected)
+        for grad, other in zip(torch.autograd.grad(0.3 * loss, over), expected_grads, strict=True):
+            torch.testing.assert_close(grad, other)
+    with torch.no_grad():
+        torch.testing.assert_close(decoder.loss(states, targets), expected)
+
+
+def test_the_loss_without_targets_is_0_and_teaches_nothing():
+    decoder = decoder_of("dense")
+    states = torch.ones(1, 4, decoder.shape.width, requires_grad=True)
+    loss = decoder.loss(states, torch.full((1, 4), -100))
+    assert loss == 0
+    assert all((grad == 0).all() for grad in torch.autograd.grad(loss, [states, decoder.embedding.weight]))
+
+
+def test_the_loss_under_autocast_stays_near_fp32():
+    decoder = decoder_of("dense")
+    states = torch.randn(2, 9, decoder.shape.width, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    targets = torch.randint(decoder.embedding.num_embeddings, (2, 9), generator=torch.Generator().manual_seed(1))
+    over = [states, decoder.embedding.weight]
+    exact = torch.autograd.grad(decoder.loss(states, targets), over)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = decoder.loss(states, targets)
+    assert loss.dtype == torch.float32
+    for grad, other in zip(torch.autograd.grad(loss, over), exact, strict=True):
+        assert grad.dtype == torch.float32
+        torch.testing.assert_close(grad, other, rtol=0, atol=0.02 * other.abs().max().item())

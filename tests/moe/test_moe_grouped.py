@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from moebench.moe import grouped
-from moebench.moe.grouped import BACKENDS, grouped_layer_norm, grouped_linear
+from moebench.moe.grouped import BACKENDS, grouped_layer_norm, grouped_linear, grouped_swiglu
 
 COUNTS = [[3, 0, 5, 1, 7], [0, 0, 16, 0, 0], [0, 0, 0, 0, 0], [2, 2, 2, 2, 2], [1, 0, 0, 0, 0], [200, 3, 1, 0, 2]]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.02}
@@ -130,6 +130,41 @@ def test_frozen_parts_get_no_gradient_and_are_not_kept(frozen):
             assert tensor.grad is None
         else:
             torch.testing.assert_close(tensor.grad, expected[index])
+
+
+def swiglu_leaves(counts, dtype, low=8):
+    sizes = (sum(counts), low), (sum(counts), 16), (len(counts), 24, low), (len(counts), 24, 16), (len(counts), 16, 24)
+    generator = torch.Generator().manual_seed(3)
+    return [(torch.randn(size, generator=generator, dtype=torch.float64) / 3).to(dtype).requires_grad_() for size in sizes]
+
+
+@pytest.mark.parametrize("counts", COUNTS)
+@pytest.mark.parametrize(("backend", "dtype"), SUPPORTED)
+def test_swiglu_equals_its_formula_row_by_row_with_gradients(backend, dtype, counts, threads):
+    tensors = swiglu_leaves(counts, dtype)
+    exact = [tensor.detach().double().requires_grad_() for tensor in tensors]
+    gated, rows, gate, up, down = exact
+    owner = [e for e, count in enumerate(counts) for _ in range(count)]
+    expected = [down[e] @ (nn.functional.silu(gate[e] @ gated[row]) * (up[e] @ rows[row])) for row, e in enumerate(owner)]
+    expected = torch.stack(expected) if owner else rows * 0
+    expected_grads = torch.autograd.grad(expected.sin().sum(), exact, materialize_grads=True, allow_unused=True)
+    y = grouped_swiglu(*tensors, torch.tensor(counts), backend)
+    close([y], [expected], dtype)
+    for grad, other in zip(torch.autograd.grad(y.sin().sum(), tensors), expected_grads, strict=True):
+        scale = max(other.abs().max().item(), 1.0) if other.numel() else 1.0
+        torch.testing.assert_close(grad.double(), other, rtol=0, atol=3 * TOLERANCE[dtype] * scale)
+    with torch.no_grad():
+        torch.testing.assert_close(grouped_swiglu(*tensors, torch.tensor(counts), backend), y.detach(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("learns", range(5))
+def test_swiglu_learns_one_part_alone(learns):
+    counts = torch.tensor(COUNTS[0])
+    tensors = swiglu_leaves(COUNTS[0], torch.float64)
+    every = torch.autograd.grad(grouped_swiglu(*tensors, counts).sin().sum(), tensors)
+    alone = [tensor.detach().requires_grad_(place == learns) for place, tensor in enumerate(tensors)]
+    (one,) = torch.autograd.grad(grouped_swiglu(*alone, counts).sin().sum(), [alone[learns]])
+    torch.testing.assert_close(one, every[learns], rtol=0, atol=0)
 
 
 def test_layer_norm_equals_modules_with_gradients(threads):

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moebench.moe.losses import load_balance, router_z, squared_variation
+from moebench.moe.losses import Losses, load_balance, router_z, squared_variation
 
 
 @pytest.mark.parametrize("experts", [1, 2, 8])
@@ -102,3 +102,27 @@ def test_variation_equals_numpy_and_knows_no_unit(values, unit):
     expected = (np.std(values) / np.mean(values)) ** 2
     assert squared_variation(torch.tensor(values, dtype=torch.float64)).item() == pytest.approx(expected, abs=1e-12)
     assert squared_variation(unit * torch.tensor(values, dtype=torch.float64)).item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_losses_are_computed_when_read_and_once():
+    asked = []
+
+    def square():
+        asked.append("square")
+        return weight.square()
+
+    weight = torch.tensor(3.0, requires_grad=True)
+    losses = Losses(square=square, never=lambda: asked.append("never"))
+    assert list(losses) == ["square", "never"]
+    assert len(losses) == 2
+    assert not asked
+    assert losses["square"] is losses["square"]
+    assert asked == ["square"]
+    losses["square"].backward()
+    assert weight.grad == 6
+
+
+def test_losses_are_computed_outside_autocast():
+    losses = Losses(product=lambda: (torch.ones(2, 2) @ torch.ones(2, 2)).sum())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert losses["product"].dtype == torch.float32

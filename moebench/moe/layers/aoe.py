@@ -16,7 +16,7 @@ from moebench.moe.contract import RouterInputs, Routing
 from moebench.moe.dispatch import dispatch
 from moebench.moe.experts import FactorisedExperts, SwiGLUExperts
 from moebench.moe.layer import Aux, SparseLayer
-from moebench.moe.losses import load_balance
+from moebench.moe.losses import Losses, load_balance
 from moebench.moe.selection import expert_choice, highest, smallest_mass
 
 MATRICES = {
@@ -130,10 +130,10 @@ class AoE(SparseLayer):
             if self.weights == "kept":
                 left_out_TE = ~active_TE & active_TE.any(-1, keepdim=True)
                 weight_TE = norm_TE.masked_fill(left_out_TE, -torch.inf).softmax(-1)
-            losses = {
-                "balance": load_balance(probs_TE, active_TE.nonzero()[:, 1]),
-                "entropy": -(probs_TE * norm_TE.log_softmax(-1)).sum() / max(len(probs_TE), 1),
-            }
+            losses = Losses(
+                balance=lambda: load_balance(probs_TE, active_TE.nonzero()[:, 1]),
+                entropy=lambda: -(probs_TE * norm_TE.log_softmax(-1)).sum() / max(len(probs_TE), 1),
+            )
         routing = Routing.from_mask(active_TE, weight_TE, scores=norm_TE, losses=losses)
         if self.node == "reduced":
             change_TD = self._from_reduced(tokens_TD, node_TEN, routing)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from moebench.moe.contract import Router, RouterInputs, Routing
-from moebench.moe.losses import load_balance, router_z
+from moebench.moe.losses import Losses, load_balance, router_z
 
 
 class TopK(Router):
@@ -60,5 +60,5 @@ class TopK(Router):
         weight_TK, expert_TK = probs_TE.topk(self.k)
         if self.normalise:
             weight_TK = weight_TK / weight_TK.sum(-1, keepdim=True)
-        losses = {"balance": load_balance(probs_TE, expert_TK.flatten()), "z": router_z(logits_TE)}
+        losses = Losses(balance=lambda: load_balance(probs_TE, expert_TK.flatten()), z=lambda: router_z(logits_TE))
         return Routing.topk(expert_TK, weight_TK, scores=logits_TE, losses=losses)

@@ -50,10 +50,10 @@ class LanguageModel(Training):
         experts = int(decoder.layers[0].experts.count)  # type: ignore[arg-type]
         self.register_buffer("norms", torch.zeros(NORM_POINTS, len(self.selecting), experts if self.selecting else 0))
 
-    def outputs(self, batch: Batch) -> tuple[Tensor, Tensor, list[Aux]]:
-        """Return (B · S, V) logits, the pieces that follow, and what each block's layer reports."""
+    def part_loss(self, batch: Batch) -> tuple[Tensor, list[list[Aux]]]:
+        """Return the loss of a part of a batch, and what each block's layer reports."""
         states_BSD, reports = self.decoder(batch["ids"], positions_BS=batch["positions"])
-        return self.decoder.logits(states_BSD).flatten(0, 1).float(), batch["targets"].flatten(), reports
+        return self.total_loss(batch["weight"][0] * self.decoder.loss(states_BSD, batch["targets"]), reports), [reports]
 
     def record(self, loss: float, batch: Batch, passes: list[list[Aux]]) -> None:
         """Also keep the experts' mean norms, at the last part of a step that is due."""
