@@ -74,7 +74,8 @@ def macs_per_token(decoder: Any, rows: float, context: int) -> float:
 
     Args:
         decoder: a `moebench.models.decoder.Decoder`.
-        rows: rows of routed experts a token and block, as measured; 1 in a dense decoder, K where a router sends a token to K experts.
+        rows: rows of routed experts a token and block, as measured; 1 in a dense decoder, K where a router sends a token to K experts, h·K
+            where it does so with each of h sub-tokens (`moebench.moe.multi_head.MultiHead`), whose rows are D / h wide.
         context: S, the length of a document; 0 leaves out the products of queries and keys, and of probabilities and values.
     """
     D, S = decoder.shape.width, max(context, 1)
@@ -90,13 +91,15 @@ def decoder_costs(decoder: Any, rows: float, context: int) -> dict[str, int]:
     """Return ``parameters``, ``active_parameters`` and ``flops_per_token`` of a decoder; arguments as in `macs_per_token`.
 
     The tied embedding counts once in both. Active are the parameters that a token's forward pass multiplies with: of a layer whose experts
-    choose for themselves also what the experts that were not chosen computed.
+    choose for themselves also what the experts that were not chosen computed. A token's rows count as those of different experts: where
+    its sub-tokens meet in one, fewer are active than this.
     """
     parameters = active = _size(decoder)
     for block in decoder.blocks:
         everything = _size(block.layer.experts)
-        chooses = 0 if hasattr(block.layer, "router") else block.layer.overhead(1, 1) / 2  # a router's weights are no expert's
-        active -= everything - round(min(everything, rows * block.layer.flops_per_row / 2 + chooses))
+        routes = getattr(block.layer, "inner", block.layer)  # head and merge maps are no expert's
+        chooses = 0 if hasattr(routes, "router") else routes.overhead(1, 1) / 2  # nor are a router's weights
+        active -= everything - round(min(everything, rows * routes.flops_per_row / 2 + chooses))
     flops = round(2 * macs_per_token(decoder, rows, context))
     return {"parameters": parameters, "active_parameters": active, "flops_per_token": flops}
 

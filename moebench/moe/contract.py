@@ -28,6 +28,8 @@ class RouterInputs:
     """(T,) a token's place in its sequence, padding counted."""
     attention: Tensor | None = None
     """(T, H, S) attention probabilities of a token's row in the block before the layer, without dropout; 0 at padding."""
+    heads: int = 1
+    """Rows a token: 1, or the sub-tokens of `moebench.moe.multi_head.MultiHead`, side by side; each has all that is known of its token."""
 
     def require(self, name: str) -> Tensor:
         """Return a field that a router cannot do without.

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moebench.moe.grouped import grouped_layer_norm, grouped_linear, grouped_swiglu
+from moebench.moe.grouped import grouped_layer_norm, grouped_linear, grouped_rms_norm, grouped_swiglu
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -148,25 +148,34 @@ class FeedForwardExperts(nn.Module):
 
 
 class SwiGLUExperts(nn.Module):
-    """E networks down(silu(gate(x)) · up(x)) without biases (arXiv 2002.05202). Weights start as N(0, 0.02²).
+    """E networks down(silu(gate(x)) · up(x)) without biases (arXiv 2002.05202), with an RMSNorm before down where ``subln``.
+
+    Weights start as N(0, 0.02²), norms at 1. The norm is that of the public code of MH-MoE, Magneto's (arXiv 2210.06423) without its mean.
 
     Args:
         experts: E.
         d_model: D.
         inner: F.
+        subln: down(RMSNorm(silu(gate(x)) · up(x))).
     """
 
-    def __init__(self, experts: int, d_model: int, inner: int):
+    def __init__(self, experts: int, d_model: int, inner: int, subln: bool = False):
         super().__init__()
         self.count = experts
         self.backend: str | None = None
         self.gate_weight = _weights(experts, inner, d_model)
         self.up_weight = _weights(experts, inner, d_model)
+        self.norm_weight = nn.Parameter(torch.ones(experts, inner)) if subln else None
         self.down_weight = _weights(experts, d_model, inner)
 
     def forward(self, rows_AD: Tensor, counts_E: Tensor) -> Tensor:
         """Run each expert on its rows: (A, D). See `ResidualExperts.forward`."""
-        return grouped_swiglu(rows_AD, rows_AD, self.gate_weight, self.up_weight, self.down_weight, counts_E, self.backend)
+        if self.norm_weight is None:
+            return grouped_swiglu(rows_AD, rows_AD, self.gate_weight, self.up_weight, self.down_weight, counts_E, self.backend)
+        gate_AF = grouped_linear(rows_AD, self.gate_weight, counts_E, backend=self.backend)
+        up_AF = grouped_linear(rows_AD, self.up_weight, counts_E, backend=self.backend)
+        inner_AF = grouped_rms_norm(F.silu(gate_AF) * up_AF, self.norm_weight, counts_E)
+        return grouped_linear(inner_AF, self.down_weight, counts_E, backend=self.backend)
 
     @property
     def gate_EFD(self) -> Tensor:

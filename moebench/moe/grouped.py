@@ -97,6 +97,16 @@ def grouped_layer_norm(rows_AD: Tensor, weight_ED: Tensor, bias_ED: Tensor, coun
     return torch.addcmul(_per_row(bias_ED, counts), normed_AD, _per_row(weight_ED, counts)).to(rows_AD.dtype)
 
 
+def grouped_rms_norm(rows_AD: Tensor, weight_ED: Tensor, counts_E: Tensor, epsilon: float = 1e-5) -> Tensor:
+    """Divide every row by its root mean square (arXiv 1910.07467), then scale it by its expert's vector: (A, D), in the rows' type.
+
+    Raises:
+        ValueError: ``counts_E`` is for other experts or rows.
+    """
+    counts = _checked(counts_E, weight_ED, rows_AD)
+    return (F.rms_norm(rows_AD, rows_AD.shape[1:], eps=epsilon) * _per_row(weight_ED, counts)).to(rows_AD.dtype)
+
+
 def _checked(counts_E: Tensor, parameter: Tensor, rows: Tensor) -> list[int]:
     counts: list[int] = counts_E.tolist()
     if len(counts) != len(parameter):

@@ -31,6 +31,9 @@ class Aux:
     """Assignments that a capacity refused."""
     routing: Routing | None = None
     """The whole decision where there are assignments; its tokens are numbered along ``x[mask]``."""
+    heads: int = 1
+    """In how many sub-tokens each token was split (`moebench.moe.multi_head.MultiHead`): ``probs`` and ``routing`` are then of sub-tokens,
+    number u of token u // heads, and there are ``len(probs) // heads`` tokens."""
 
 
 class SparseLayer(nn.Module):
@@ -138,6 +141,13 @@ class SparseLayer(nn.Module):
         """Called after every optimiser step. Does nothing here."""
 
 
+def sum_of_all(experts: nn.Module, tokens_TD: Tensor) -> Tensor:
+    """(T, D) sum of what all experts say to every token."""
+    count = next(experts.parameters()).shape[0]
+    rows: Tensor = experts(tokens_TD.repeat(count, 1), torch.full((count,), len(tokens_TD), device=tokens_TD.device))
+    return rows.view(count, *tokens_TD.shape).sum(0)
+
+
 class MoELayer(SparseLayer):
     """Router + experts + dispatch. The router runs outside autocast, on fp32 tokens (fp64 tokens stay fp64).
 
@@ -184,9 +194,7 @@ class MoELayer(SparseLayer):
         self.check_finite(scores=routing.scores, weights=routing.weight)
         change_TD = dispatch(tokens_TD, routing, self.experts)
         if self.shared is not None:
-            count = next(self.shared.parameters()).shape[0]
-            rows = self.shared(tokens_TD.repeat(count, 1), torch.full((count,), len(tokens_TD), device=tokens_TD.device))
-            change_TD = change_TD + rows.view(count, *tokens_TD.shape).sum(0)
+            change_TD = change_TD + sum_of_all(self.shared, tokens_TD)
         probs_TE = routing.scores.softmax(-1) if routing.probs is None else routing.probs
         losses = routing.losses
         if self.coupling is not None:

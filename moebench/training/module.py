@@ -101,7 +101,7 @@ class Training(lightning.LightningModule):
     def record(self, loss: float, batch: Batch, passes: list[list[Aux]]) -> None:
         """Add a part's loss, tokens and usage, of all ranks, to those of the step; without passes the loss alone says something."""
         tokens = int(batch["mask"].sum()) if "mask" in batch else len(batch["labels"])
-        uses = [(len(aux.probs), int(aux.load.sum()), aux.dropped) for reports in passes for aux in reports]
+        uses = [(len(aux.probs) // aux.heads, int(aux.load.sum()), aux.dropped) for reports in passes for aux in reports]
         total, more, *usage = self.summed([loss, tokens, *map(sum, zip((0, 0, 0), *uses, strict=True))])
         self.loss += total / (ranks() * self.optimisation.accumulate)
         self.tokens += int(more)
@@ -142,7 +142,9 @@ class Training(lightning.LightningModule):
         options = self.optimisation
         # found once, not by two walks over all modules in every step
         self.trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        self.sparse_layers = [module for module in self.modules() if isinstance(module, SparseLayer)]
+        sparse = [module for module in self.modules() if isinstance(module, SparseLayer)]
+        inside = {part for layer in sparse for part in layer.modules() if part is not layer}
+        self.sparse_layers = [layer for layer in sparse if layer not in inside]  # a layer around another passes the hook on
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:

@@ -17,11 +17,13 @@ from moebench.moe.experts import FactorisedExperts, SwiGLUExperts
 from moebench.moe.layer import MoELayer
 from moebench.moe.layers.aoe import AoE
 from moebench.moe.layers.dense import Dense
+from moebench.moe.multi_head import MultiHead
 from moebench.moe.registry import build_router
+from moebench.moe.routers.mhmoe_topk import MHMoETopK
 
 V, D, F, E = 50, 32, 24, 4
 SHAPE = shapes.Decoder(layers=3, width=D, heads=4, inner=F, context=24)
-KINDS = ("dense", "mixture", "aoe")
+KINDS = ("dense", "mixture", "aoe", "multi_head")
 
 
 def layer_of(kind, shape, experts=E, low=8):
@@ -29,7 +31,14 @@ def layer_of(kind, shape, experts=E, low=8):
         return lambda index: Dense(shape.width, SwiGLUExperts(1, shape.width, shape.inner), f"block {index}")
     if kind == "mixture":
         return lambda index: MoELayer(build_router("topk", shape.width, experts, {}), SwiGLUExperts(experts, shape.width, shape.inner))
+    if kind == "multi_head":
+        return lambda index: sub_tokens(shape.width, shape.inner, experts, 2, 2, SwiGLUExperts(1, shape.width, 5))
     return lambda index: AoE(shape.width, FactorisedExperts(experts, shape.width, low, widened(shape.width, shape.inner, low)))
+
+
+def sub_tokens(width, inner, experts, heads, k, shared=None, maps=1):
+    mixture = MoELayer(MHMoETopK(width // heads, experts, k=k), SwiGLUExperts(experts, width // heads, inner))
+    return MultiHead(width, mixture, heads=heads, head_layers=maps, merge_layers=maps, shared=shared)
 
 
 def decoder_of(kind="dense", seed=0, shape=SHAPE):
@@ -331,6 +340,57 @@ def test_shared_experts_and_dropped_rows_are_counted():
     assert macs_per_token(decoder, 1.5, 0) == SHAPE.layers * (4 * D**2 + 2.5 * expert + router) + D * V
     costs = decoder_costs(decoder, 1.5, 0)
     assert costs["parameters"] - costs["active_parameters"] == SHAPE.layers * 2.5 * expert
+
+
+def test_heads_are_counted():
+    """Rows of a token are h · k, each D / h wide; the head and merge maps, and the router once a sub-token, stand beside them."""
+    torch.manual_seed(0)
+    heads, k, inner, experts = 4, 2, 12, 10
+    decoder = Decoder(SHAPE, V, lambda index: sub_tokens(D, inner, experts, heads, k, SwiGLUExperts(1, D, F)))
+    ids = ids_of(2, 16)
+    reports = decoder.eval()(ids)[1]
+    rows = sum(int(aux.load.sum()) for aux in reports) / (len(reports) * ids.numel())
+    assert rows == heads * k
+    one, maps, router, shared = 3 * (D // heads) * inner, 2 * D**2, heads * experts * (D // heads), 3 * D * F
+    assert macs_per_token(decoder, rows, 0) == SHAPE.layers * (4 * D**2 + heads * k * one + maps + router + shared) + D * V
+    costs = decoder_costs(decoder, rows, 0)
+    assert costs["parameters"] == sum(parameter.numel() for parameter in decoder.parameters())
+    assert costs["parameters"] - costs["active_parameters"] == SHAPE.layers * (experts - heads * k) * one
+    assert decoder_costs(decoder, 2 * experts, 0)["active_parameters"] == costs["parameters"]  # no more than there are
+    assert published_active_parameters(decoder, rows) == costs["active_parameters"] + D * V
+    low = 5
+    aoe = Decoder(SHAPE, V, lambda index: MultiHead(D, AoE(D // heads, FactorisedExperts(experts, D // heads, low, inner)), heads=heads))
+    chosen = low * inner + 2 * (D // heads) * inner
+    everything = experts * (chosen + low * (D // heads))
+    costs = decoder_costs(aoe, heads, 0)  # the reduction of all experts, and h times the rest of one
+    assert costs["parameters"] - costs["active_parameters"] == SHAPE.layers * (everything - experts * low * (D // heads) - heads * chosen)
+
+
+def test_experts_inside_and_shared_ones_start_at_the_standard_deviation_of_the_shape():
+    torch.manual_seed(0)
+    wide = SHAPE.model_copy(update={"initial_std": 0.07, "inner": 40})
+    decoder = Decoder(wide, V, layer_of("multi_head", wide))
+    for layer in decoder.layers:
+        for experts in (layer.inner.experts, layer.shared):
+            for name, value in experts.named_parameters():
+                assert value.std().item() == pytest.approx(0.07, rel=0.1), name
+        assert layer.merge[0].weight.std().item() == pytest.approx((1 / D) ** 0.5, rel=0.1)  # Xavier's
+
+
+@pytest.mark.parametrize(
+    ("heads", "k", "experts", "inner", "parameters"),
+    [(1, 1, 8, 2048, 37.749), (1, 2, 16, 1024, 37.749), (2, 2, 40, 768, 36.569), (3, 3, 96, 512, 38.928)],
+)
+def test_the_four_layers_of_equal_operations(heads, k, experts, inner, parameters):
+    """The models of arXiv 2411.16205, section 3: 4.719M multiplications a token, without router and biases."""
+    with torch.device("meta"):
+        maps = int(heads > 1)
+        decoder = Decoder(SMALL.model_copy(update={"layers": 1}), V, lambda index: sub_tokens(768, inner, experts, heads, k, maps=maps))
+    (layer,) = decoder.layers
+    router, biases = experts * 768, 2 * maps * 768
+    assert macs_per_token(decoder, heads * k, 0) - 4 * 768**2 - 768 * V - router == 4_718_592
+    weights = sum(parameter.numel() for parameter in layer.parameters())
+    assert (weights - router // heads - biases) / 1e6 == pytest.approx(parameters, abs=0.0005)
 
 
 SMALL = shapes.Decoder(layers=12, width=768, heads=12, inner=3072, context=2048)

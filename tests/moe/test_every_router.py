@@ -1,4 +1,4 @@
-"""What holds for a sparse layer with any router, and for any layer without one.
+"""What holds for a sparse layer with any router, for any layer without one, and for sub-tokens of `MultiHead` in either.
 
 A new file is picked up with its default options and with every other value of its ``Literal`` and ``bool`` options; VARIANTS adds numbers.
 """
@@ -15,11 +15,13 @@ from hypothesis import strategies as st
 
 from moebench import config
 from moebench.moe import FactorisedExperts, MoELayer, ResidualExperts, build_layer, build_router, layer_names, router_names
+from moebench.moe.multi_head import MultiHead
 
 VARIANTS = {
     "xmoe": [{"temperature": 0.5, "dim": 5, "norm": 1.0}, {"gate": "sigmoid", "reduce": False, "normalise": False}],
     "switch": [{"capacity_factor": 0.5}, {"capacity_factor": None, "jitter": 0.5}],
     "gshard": [{"capacity_factor": 0.5, "normalise": "before"}],
+    "mhmoe_topk": [{"k": 2, "capacity_factor": 0.5}, {"k": 3, "dim": 5}],
     "noisy_topk": [{"k": 1, "capacity_factor": 0.25}],
     "top_p": [{"threshold": 0.6}],
     "topk": [{"k": 3}],
@@ -112,17 +114,22 @@ def states(*shape, seed=0):
     return torch.randn(*shape, D, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def call(layer, x_BSD, mask_BS=None):
-    """Run a layer on ids and attention that are functions of each sequence, with the same random draws every time."""
-    mask_BS = torch.ones(x_BSD.shape[:2], dtype=torch.bool) if mask_BS is None else mask_BS
+def known(x_BSD, mask_BS):
+    """Ids and attention that are functions of each sequence."""
     real_BSD = torch.where(mask_BS[..., None], x_BSD.detach(), 0).nan_to_num()
     ids_BS = (1000 * real_BSD[..., 0]).long().remainder(VOCABULARY)
     with torch.autocast("cpu", enabled=False):
         likeness_BSS = real_BSD @ real_BSD.transpose(1, 2)
     likeness_BSS = likeness_BSS.masked_fill(~mask_BS[:, None], -torch.inf)
-    attention = torch.stack([likeness_BSS.softmax(-1), (3 * likeness_BSS).softmax(-1)], 1).nan_to_num()
+    return ids_BS, torch.stack([likeness_BSS.softmax(-1), (3 * likeness_BSS).softmax(-1)], 1).nan_to_num()
+
+
+def call(layer, x_BSD, mask_BS=None):
+    """Run a layer on what is `known`, with the same random draws every time."""
+    mask_BS = torch.ones(x_BSD.shape[:2], dtype=torch.bool) if mask_BS is None else mask_BS
+    ids_BS, attention_BHSS = known(x_BSD, mask_BS)
     torch.manual_seed(5)
-    return layer(x_BSD, mask_BS, ids_BS, attention)
+    return layer(x_BSD, mask_BS, ids_BS, attention_BHSS)
 
 
 def one_by_one(layer, x_BSD, mask_BS):
@@ -450,3 +457,84 @@ def test_frozen_it_stays_bit_for_bit_and_still_passes_gradients_to_the_tokens(na
     before = copy.deepcopy(layer.state_dict())
     layer.after_optimizer_step()
     assert all(torch.equal(value, before[key]) for key, value in layer.state_dict().items())
+
+
+HEADS = 2
+PLACED = {"random": "hashes positions", "damoe": "looks up positions and counts tokens in attention"}
+"""Routers to which a sub-token is no token of a longer sequence; `test_multi_head.py` says what it is to them."""
+
+
+def multi_head(name, options):
+    inner = build(name, options)
+    torch.manual_seed(2)
+    return MultiHead(HEADS * D, inner, "multi-head layer", heads=HEADS).double().eval()
+
+
+def wide_states(*shape, seed=0):
+    return torch.cat([states(*shape, seed=seed), states(*shape, seed=seed + 100)], -1)
+
+
+@every_layer
+@pytest.mark.parametrize("training", [True, False])
+def test_to_a_layer_inside_multi_head_a_row_is_a_sequence_of_sub_tokens(name, options, training):
+    layer, x = multi_head(name, options).train(training), wide_states(*MASK.shape)
+    if name in PLACED and not (name == "random" and training):
+        pytest.skip(PLACED[name])
+    start = copy.deepcopy(layer.state_dict())
+    y, aux = call(layer, x, MASK)
+    layer.load_state_dict(start)  # counters, in training
+    ids, attention = (value.repeat_interleave(HEADS, -1) for value in known(x, MASK))
+    sub_tokens = layer.head(x).reshape(len(x), -1, D)
+    torch.manual_seed(5)
+    alone, expected = layer.inner(sub_tokens, MASK.repeat_interleave(HEADS, 1), ids, attention.repeat_interleave(HEADS, -2))
+    merged = torch.where(MASK[..., None], layer.merge(alone.reshape(x.shape)), 0)
+    torch.testing.assert_close(y, merged, rtol=0, atol=1e-12)
+    assert aux.heads == HEADS
+    assert len(aux.probs) == HEADS * MASK.sum()
+    torch.testing.assert_close(aux.probs, expected.probs)
+    assert torch.equal(aux.load, expected.load)
+    assert aux.losses.keys() == expected.losses.keys()
+    for key, loss in aux.losses.items():
+        torch.testing.assert_close(loss, expected.losses[key], rtol=0, atol=1e-12)
+
+
+@every_layer
+def test_multi_head_around_it_trains(name, options):
+    layer, x = multi_head(name, options).train(), wide_states(*MASK.shape).requires_grad_()
+    y, aux = call(layer, x, MASK)
+    feels = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).reshape(y.shape)
+    ((y * feels).sum() + sum(aux.losses.values())).backward()
+    assert x.grad[MASK].abs().max() > 0
+    for key, parameter in layer.named_parameters():
+        if key.startswith(("head.", "merge.", "inner.experts.")):
+            assert parameter.grad.isfinite().all(), key
+            assert parameter.grad.abs().max() > 0, key
+    before = copy.deepcopy(layer.inner.state_dict())
+    layer.after_optimizer_step()
+    hooked = {key for key, value in layer.inner.state_dict().items() if not torch.equal(value, before[key])}
+    layer.inner.load_state_dict(before)
+    layer.inner.after_optimizer_step()
+    assert hooked == {key for key, value in layer.inner.state_dict().items() if not torch.equal(value, before[key])}
+
+
+@every_layer
+def test_multi_head_around_it_is_as_causal_as_it_is_and_depends_on_no_batch_mate(name, options):
+    layer, x = multi_head(name, options), wide_states(*MASK.shape)
+    assert layer.causal == layer.inner.causal
+    assert layer.needs_attention == layer.inner.needs_attention
+    together, _ = call(layer, x, MASK)
+    for row in range(len(MASK)):
+        torch.testing.assert_close(call(layer, x[row : row + 1], MASK[row : row + 1])[0], together[row : row + 1], rtol=0, atol=1e-12)
+    if layer.causal:
+        changed = torch.cat([x[:, :2], wide_states(3, 3, seed=9)], 1)
+        torch.testing.assert_close(call(layer, changed, MASK)[0][:, :2], together[:, :2], rtol=0, atol=1e-12)
+
+
+@every_layer
+def test_multi_head_around_it_takes_a_batch_without_tokens(name, options):
+    layer, mask = multi_head(name, options).train(), torch.zeros(2, 3, dtype=torch.bool)
+    y, aux = call(layer, torch.zeros(2, 3, HEADS * D, dtype=torch.float64), mask)
+    (y.sum() + sum(aux.losses.values())).backward()
+    assert not y.any()
+    assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in layer.parameters())
+    assert (len(aux.probs), int(aux.load.sum()), aux.dropped) == (0, 0, 0)

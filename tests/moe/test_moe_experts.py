@@ -113,6 +113,15 @@ class SwiGLU(nn.Module):
         return self.down(nn.functional.silu(self.gate(x)) * self.up(x))
 
 
+class NormedSwiGLU(SwiGLU):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.RMSNorm(16, eps=1e-5)
+
+    def forward(self, x):
+        return self.down(self.norm(nn.functional.silu(self.gate(x)) * self.up(x)))
+
+
 class Factorised(SwiGLU):
     def __init__(self):
         super().__init__()
@@ -122,29 +131,36 @@ class Factorised(SwiGLU):
         return self.down(nn.functional.silu(self.gate(self.reduce(x))) * self.up(x))
 
 
-PLACES = {"reduce": "reduce", "fc1": "0", "norm": "2", "fc2": "3", "gate": "gate", "up": "up", "down": "down"}
+PLACES = {"fc1": "0", "norm": "2", "fc2": "3"}
+"""Of the parameters of a sequential module; those of the others have our names."""
+PAIRS = {
+    "swiglu": (lambda: SwiGLUExperts(4, 8, 16), SwiGLU),
+    "normed swiglu": (lambda: SwiGLUExperts(4, 8, 16, subln=True), NormedSwiGLU),
+    "factorised": (lambda: FactorisedExperts(4, 8, 3, 16), Factorised),
+}
 KINDS = [{"activation": a, "bias": b, "subln": s} for a in ("gelu", "relu") for b in (True, False) for s in (True, False)]
 
 
 @pytest.mark.parametrize("counts", [[3, 0, 1, 3], [0, 0, 0, 7], [0, 0, 0, 0]])
 @pytest.mark.parametrize("backend", ["loop", "segments"])
-@pytest.mark.parametrize("options", ["swiglu", "factorised", *KINDS], ids=str)
+@pytest.mark.parametrize("options", [*PAIRS, *KINDS], ids=str)
 def test_feed_forward_experts_equal_torch_modules_row_by_row_with_gradients(options, backend, counts):
     torch.manual_seed(0)
     if isinstance(options, str):
-        experts = {"swiglu": SwiGLUExperts(4, 8, 16), "factorised": FactorisedExperts(4, 8, 3, 16)}[options].double()
-        modules = [{"swiglu": SwiGLU, "factorised": Factorised}[options]().double() for _ in range(4)]
+        ours, theirs = PAIRS[options]
+        experts, modules = ours().double(), [theirs().double() for _ in range(4)]
     else:
         experts = FeedForwardExperts(4, 8, 16, **options).double()
         modules = [sequential(**options) for _ in range(4)]
     experts.backend = backend
+    places = {} if isinstance(options, str) else PLACES
     names = [name for name, _ in experts.named_parameters()]
     for name in names:
         nn.init.normal_(experts.get_parameter(name), std=0.5)
         for e, module in enumerate(modules):
             place, kind = name.split("_")
             with torch.no_grad():
-                module.get_submodule(PLACES[place]).get_parameter(kind).copy_(experts.get_parameter(name)[e])
+                module.get_submodule(places.get(place, place)).get_parameter(kind).copy_(experts.get_parameter(name)[e])
     rows = torch.randn(sum(counts), 8, dtype=torch.float64)
     ours, theirs = rows.clone().requires_grad_(), rows.clone().requires_grad_()
     y = experts(ours, torch.tensor(counts))
@@ -157,7 +173,7 @@ def test_feed_forward_experts_equal_torch_modules_row_by_row_with_gradients(opti
     for name in names:
         place, kind = name.split("_")
         for e, module in enumerate(modules):
-            grad = module.get_submodule(PLACES[place]).get_parameter(kind).grad
+            grad = module.get_submodule(places.get(place, place)).get_parameter(kind).grad
             torch.testing.assert_close(
                 experts.get_parameter(name).grad[e], torch.zeros_like(experts.get_parameter(name)[e]) if grad is None else grad
             )
@@ -167,6 +183,7 @@ MODULES = {
     "residual": lambda count: ResidualExperts(count, 8, 16, 2, activation="relu"),
     "feed-forward": lambda count: FeedForwardExperts(count, 8, 16, subln=True),
     "swiglu": lambda count: SwiGLUExperts(count, 8, 16),
+    "normed swiglu": lambda count: SwiGLUExperts(count, 8, 16, subln=True),
     "factorised": lambda count: FactorisedExperts(count, 8, 8, 16),
 }
 

@@ -75,7 +75,7 @@ class AoE(SparseLayer):
 
     Raises:
         ValueError: ``k`` is not in 1 to E, ``threshold`` not above 0 and at most 1, ``capacity_factor`` not above 0, or the experts do not
-            have the node.
+            have the node, or have a norm inside.
     """
 
     losses: ClassVar[tuple[str, ...]] = ("balance", "entropy")
@@ -107,6 +107,8 @@ class AoE(SparseLayer):
         if not isinstance(experts, FactorisedExperts if node == "reduced" else (FactorisedExperts, SwiGLUExperts)):
             need = "FactorisedExperts" if node == "reduced" else "FactorisedExperts or SwiGLUExperts"
             raise ValueError(f"node {node!r}: {type(experts).__name__} has no such node; the experts should be {need}")
+        if getattr(experts, "norm_weight", None) is not None:
+            raise ValueError(f"node {node!r}: nodes are those of experts without a norm inside; the experts should be without subln")
         self.experts = experts
         self.k = k
         self.node = node

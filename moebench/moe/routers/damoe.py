@@ -74,7 +74,7 @@ class DAMoE(Router):
         if self.importance == "query":
             return attention_THS.amax(-1).mean(-1)
         sequence_T = inputs.require("sequence_ids")
-        length_B = sequence_T.bincount()
+        length_B = sequence_T.bincount() // inputs.heads
         if self.importance == "entropy":
             return torch.special.entr(attention_THS).sum(-1).mean(-1) / length_B[sequence_T].clamp(min=2).log()
         received_BHS = attention_THS.new_zeros(len(length_B), *attention_THS.shape[1:])

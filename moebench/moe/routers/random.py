@@ -81,6 +81,8 @@ class Random(Router):
 
     def _hashed(self, inputs: RouterInputs) -> Tensor:
         hash_T = mix(mix(inputs.require("token_ids").long() + mix(self.salt)) + inputs.require("positions"))
+        if inputs.heads > 1:  # sub-tokens of a token draw apart, as in training
+            hash_T = mix(hash_T + torch.arange(len(hash_T), device=hash_T.device) % inputs.heads)
         if self.granularity != "token":
             sequence_T = self._sequence(inputs)
             hash_T = mix(torch.zeros_like(hash_T).index_add(0, sequence_T, hash_T))[sequence_T]
