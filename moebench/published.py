@@ -16,6 +16,8 @@ class Table(config.Config):
     title: config.Text
     source: config.Text
     """Which text the values were read from and how it numbers the table."""
+    remark: str = ""
+    """What a reader has to know about its values."""
     seeds: config.Few | None = None
     """Runs behind each value; none: not stated."""
     decimals: Annotated[config.Count, Field(le=4)]

@@ -28,7 +28,7 @@ PATIENTS = {"who": ("PER", "PER"), "what": ("PER", "LOC")}
 
 
 class ChoiceSource:
-    """Makes text to train on and items to choose from, both in the pivot; the same options give the same bytes in any process.
+    """Makes text to train on and items to choose from, both in one language; the same options give the same bytes in any process.
 
     The participants of a test item never meet in the training text (``World.split``), so no item stands in it.
     """
@@ -36,16 +36,17 @@ class ChoiceSource:
     revision = f"{ConstructedSource.revision}-choices-1"
     """That of the text, and of the items: raised by hand whenever the same options give others."""
 
-    def __init__(self, options: Constructed) -> None:
+    def __init__(self, options: Constructed, language: int = 0) -> None:
         self.source = ConstructedSource(options)
         self.options, self.world = options, self.source.world
-        self.speaker = self.source.speakers[self.source.pivot]
+        self.language = self.source.languages[language]
+        self.speaker = self.source.speakers[self.language]
         self.makers = {"agreement": self._agreement, "role": self._role, "entailment": self._entailment, "continuation": self._continuation}
 
     def documents(self, split: str) -> Iterator[str]:
-        """Yield the documents that `ConstructedSource.documents` has in the pivot: ``options.documents``, for ``validation`` a tenth."""
+        """Yield the documents that `ConstructedSource.documents` has in the language: ``options.documents``, for ``validation`` a tenth."""
         count = self.options.documents if split == "train" else (self.options.documents + 9) // 10
-        for document in corpus.documents(self.world, f"{self.options.seed}/documents/{self.source.pivot}/{split}", split, count):
+        for document in corpus.documents(self.world, f"{self.options.seed}/documents/{self.language}/{split}", split, count):
             yield corpus.written(document, self.speaker)
 
     def items(self, task: str) -> list[Item]:

@@ -74,15 +74,15 @@ def macs_per_token(decoder: Any, rows: float, context: int) -> float:
 
     Args:
         decoder: a `moebench.models.decoder.Decoder`.
-        rows: rows of routed experts a token and block, as measured; 1 in a dense decoder, K where a router sends a token to K experts, h·K
-            where it does so with each of h sub-tokens (`moebench.moe.multi_head.MultiHead`), whose rows are D / h wide.
+        rows: rows of routed experts a token and sparse block, as measured; 1 in a dense decoder, K where a router sends a token to K
+            experts, h·K where it does so with each of h sub-tokens (`moebench.moe.multi_head.MultiHead`), whose rows are D / h wide.
         context: S, the length of a document; 0 leaves out the products of queries and keys, and of probabilities and values.
     """
     D, S = decoder.shape.width, max(context, 1)
     total = float(decoder.embedding.weight.numel())
     for block in decoder.blocks:
         total += 4 * D**2 + (D * (S + 1) if context else 0)
-        total += rows * block.layer.flops_per_row / 2 + block.layer.overhead(S, 1) / S / 2
+        total += _rows(block, rows) * block.layer.flops_per_row / 2 + block.layer.overhead(S, 1) / S / 2
         total += _size(getattr(block.layer, "shared", None))
     return total
 
@@ -99,7 +99,7 @@ def decoder_costs(decoder: Any, rows: float, context: int) -> dict[str, int]:
         everything = _size(block.layer.experts)
         routes = getattr(block.layer, "inner", block.layer)  # head and merge maps are no expert's
         chooses = 0 if hasattr(routes, "router") else routes.overhead(1, 1) / 2  # nor are a router's weights
-        active -= everything - round(min(everything, rows * routes.flops_per_row / 2 + chooses))
+        active -= everything - round(min(everything, _rows(block, rows) * routes.flops_per_row / 2 + chooses))
     flops = round(2 * macs_per_token(decoder, rows, context))
     return {"parameters": parameters, "active_parameters": active, "flops_per_token": flops}
 
@@ -109,8 +109,13 @@ def published_active_parameters(decoder: Any, rows: float) -> int:
 
     The tied embedding counts twice, as embedding and as head; of experts ``rows`` whole ones a block, whatever the others computed.
     """
-    experts = sum(_size(block.layer.experts) * (1 - rows / block.layer.experts.count) for block in decoder.blocks)
+    experts = sum(_size(block.layer.experts) * (1 - _rows(block, rows) / block.layer.experts.count) for block in decoder.blocks)
     return round(_size(decoder) + decoder.embedding.weight.numel() - experts)
+
+
+def _rows(block: Any, rows: float) -> float:
+    """Those of a block's layer: 1 where it is one network for all tokens, as between layers of experts."""
+    return rows if block.layer.experts.count > 1 else 1
 
 
 def _size(module: nn.Module | None) -> int:

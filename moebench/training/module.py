@@ -101,7 +101,8 @@ class Training(lightning.LightningModule):
     def record(self, loss: float, batch: Batch, passes: list[list[Aux]]) -> None:
         """Add a part's loss, tokens and usage, of all ranks, to those of the step; without passes the loss alone says something."""
         tokens = int(batch["mask"].sum()) if "mask" in batch else len(batch["labels"])
-        uses = [(len(aux.probs) // aux.heads, int(aux.load.sum()), aux.dropped) for reports in passes for aux in reports]
+        chosen = [aux for reports in passes for aux in reports if len(aux.load) > 1]  # where there is one expert, nothing is chosen
+        uses = [(len(aux.probs) // aux.heads, int(aux.load.sum()), aux.dropped) for aux in chosen]
         total, more, *usage = self.summed([loss, tokens, *map(sum, zip((0, 0, 0), *uses, strict=True))])
         self.loss += total / (ranks() * self.optimisation.accumulate)
         self.tokens += int(more)

@@ -29,7 +29,14 @@ from moebench.config import (
 from moebench.data.text_settings import Constructed, Stream, TextData, check_source
 from moebench.errors import MoebenchError, nearest
 from moebench.experiment import Experiment
-from moebench.models.matching import matching_rank, widened
+from moebench.models.matching import (
+    fine_grained,
+    matching_rank,
+    multi_head_experts,
+    multi_head_inner_by_operations,
+    multi_head_inner_by_parameters,
+    widened,
+)
 from moebench.models.shapes import Decoder
 
 CONSTRUCTED_TASKS = ("agreement", "role", "entailment", "continuation")
@@ -70,10 +77,12 @@ class Docstrings(Config):
         return self
 
 
-class Pivot(Config):
-    """The pivot of the constructed languages, in which ``tasks`` of that kind are asked; ``constructed`` says how it is made."""
+class Made(Config):
+    """One of the constructed languages, which the section ``constructed`` makes; ``tasks`` of that kind are asked in the pivot."""
 
     source: Literal["constructed"]
+    language: Count = 0
+    """Which: 0 is the pivot."""
 
 
 class Files(Config):
@@ -121,7 +130,7 @@ class Tokens(Config):
         return self
 
 
-Text = Annotated[Docstrings | Pivot | Files | Benchmarks | Streamed, Field(discriminator="source")]
+Text = Annotated[Docstrings | Made | Files | Benchmarks | Streamed, Field(discriminator="source")]
 
 
 class Data(BaseData):
@@ -151,8 +160,12 @@ class Data(BaseData):
         made = [name for name, text in self.texts.items() if text.source == "constructed"]
         if bool(made) != (self.constructed is not None):
             raise ValueError("the section 'constructed' belongs to, and is required by, a text with source 'constructed'")
-        if len(made) > 1:
-            raise ValueError(f"texts {made[0]!r} and {made[1]!r} are both the constructed pivot language")
+        numbers = {name: text.language for name, text in self.texts.items() if isinstance(text, Made)}
+        for name, number in numbers.items():
+            if self.constructed is not None and number >= self.constructed.languages:
+                raise ValueError(f"texts.{name}.language {number}: should be below constructed.languages, {self.constructed.languages}")
+        if twice := [name for name, number in numbers.items() if list(numbers.values()).count(number) > 1]:
+            raise ValueError(f"texts {twice[0]!r} and {twice[1]!r} are both constructed language {numbers[twice[0]]}")
         if self.tokens.source == "trained" and any(text.source == "stream" for text in self.texts.values()):
             raise ValueError("tokens.source 'trained': should be 'checkpoint' beside a stream, which is read once")
         if any(text.source == "benchmarks" for text in self.texts.values()) != (self.benchmarks is not None):
@@ -170,7 +183,7 @@ class Data(BaseData):
         for name in self.tasks:
             if name not in TASKS:
                 raise ValueError(f"tasks names {name!r}{nearest(name, TASKS)}; tasks are: {', '.join(TASKS)}")
-            if name in CONSTRUCTED_TASKS and not made:
+            if name in CONSTRUCTED_TASKS and 0 not in numbers.values():
                 raise ValueError(f"task {name!r} is asked in the constructed pivot language, which is none of the texts")
             if name in CONSTRUCTED_TASKS and self.tasks[name]:
                 raise ValueError(f"tasks.{name} {self.tasks[name]}: should be 0, as constructed tasks have no examples to show")
@@ -191,6 +204,12 @@ class Setting(BaseSetting):
     experts: Few
     """E of every block's layer of experts."""
     pretrain: Pretraining
+    chosen: Few = 1
+    """K of the baseline, which the parity of multi-head layers is with; a router's own is its option ``k``."""
+    sparse_every: Few = 1
+    """Blocks number n, 2n, … (from 1) have a layer of experts; the others one dense network of the decoder's inner width."""
+    experts_of: dict[str, Few] = Field(default_factory=dict)
+    """Method → its own E, where it is not the one that follows from its parity."""
     examine_batch: Positive = 64
     """Sequences at once in measuring."""
     beside: str = "2"
@@ -201,16 +220,42 @@ class Setting(BaseSetting):
         _check(experiment)
 
 
-class Method(BaseMethod):
-    """One method: ``experiments/<paper>/methods/<method>.yaml``; its layer stands in every block."""
+Maps = Annotated[Count, Field(le=3)]
 
-    table: Literal["main", "selection", "removed"] = "main"
-    """In which table it is shown: the main one, that of other ways to select, or that of trained models whose router is taken away."""
+
+class MultiHead(Config):
+    """Sub-tokens around the layer of experts (`moebench.moe.multi_head.MultiHead`)."""
+
+    heads: Few
+    """h, parts of a token; 1: the maps alone, around whole tokens."""
+    head_layers: Maps = 1
+    merge_layers: Maps = 1
+    residual: bool = False
+    """Add a sub-token to what its experts say: equation 6 of arXiv 2404.15045, not its code."""
+    parity: Literal["operations", "parameters", "none"] = "operations"
+    """How many experts there are and how wide: as many multiplications and parameters as the baseline's experts (arXiv 2411.16205), maps
+    included; as many experts and parameters (arXiv 2404.15045); or as if there were no maps, which then come on top."""
+
+
+class Method(BaseMethod):
+    """One method: ``experiments/<paper>/methods/<method>.yaml``; its layer stands in the blocks that ``sparse_every`` says."""
+
+    table: Literal["main", "selection", "removed", "heads", "components", "shared", "one_bit"] = "main"
+    """In which table it is shown: the main one, that of other ways to select, that of trained models whose router is taken away; or those
+    of the multi-head layer: number of heads, parts of the layer, with a shared expert, with weights of one bit."""
     layer: str
     """``dense``: one feed-forward network; ``moe``: router and experts; or a file of ``moebench/moe/layers``."""
     router: str | None = None
     wide: Few = 1
     """The inner width of layer ``dense``, in widths of an expert."""
+    split: Few = 1
+    """Each expert is split into so many (DeepSeekMoE, arXiv 2401.06066): more and narrower experts; ``options.k`` are chosen."""
+    multi_head: MultiHead | None = None
+    """Sub-tokens; none: the layer takes whole tokens."""
+    shared: Count = 0
+    """Experts of the decoder's width and inner width that see every whole token."""
+    one_bit: bool = False
+    """All linear maps of the decoder have weights of one bit (`moebench.moe.one_bit`)."""
     rank: Annotated[str, Field(pattern=r"^\d+/\d+$")] | None = None
     """L / D, as ``256/768``: the gate of every expert is factorised, D → L → F; none: it is one matrix."""
     match: Literal["width", "rank"] = "width"
@@ -241,6 +286,14 @@ class Method(BaseMethod):
             raise ValueError(f"wide {self.wide} belongs to layer 'dense'")
         if self.factorised and self.layer == "dense":
             raise ValueError("rank and match belong to layers of experts")
+        if self.layer == "dense" and (self.split > 1 or self.shared):
+            raise ValueError("split and shared belong to layers of experts")
+        if self.shared and self.layer != "moe" and self.multi_head is None:
+            raise ValueError(f"shared {self.shared}: belongs to layer 'moe' or to multi_head")
+        if self.multi_head is not None and (self.split > 1 or self.factorised):
+            raise ValueError("split, rank and match are for experts of whole tokens; multi_head has its own parity")
+        if self.multi_head is not None and self.layer == "dense" and (self.multi_head.heads > 1 or self.multi_head.parity != "none"):
+            raise ValueError("multi_head around layer 'dense' is its maps alone: give heads 1 and parity none")
         if self.rank is not None and self.match == "rank":
             raise ValueError(f"rank {self.rank}: with match 'rank' it follows from the width")
         if self.rank is not None and not 0 < self.share < 1:
@@ -260,15 +313,42 @@ class Method(BaseMethod):
         return Fraction(above, below) if below else Fraction(0)
 
 
-def shape_of(setting: Setting, method: Method) -> dict[str, int]:
-    """The experts of a method: ``experts`` E, ``inner`` F, and ``low`` L, 0 where the gate is one matrix."""
+def shape_of(setting: Setting, method: Method, name: str) -> dict[str, int]:
+    """The experts of a method: ``experts`` E, ``inner`` F, and ``low`` L, 0 where the gate is one matrix.
+
+    Raises:
+        ValueError: widths do not divide, or nothing is left for experts.
+    """
+    found = _shape_of(setting, method)
+    return found | {"experts": setting.experts_of.get(name, found["experts"])}
+
+
+def _shape_of(setting: Setting, method: Method) -> dict[str, int]:
     width, inner = setting.decoder.width, setting.decoder.inner
     if method.layer == "dense":
         return {"experts": 1, "inner": inner * method.wide, "low": 0}
     if method.match == "rank":
         return {"experts": setting.experts, "inner": inner, "low": matching_rank(width, inner)}
+    if method.split > 1:
+        inner, experts, _ = fine_grained(inner, setting.experts, 1, method.split)
+        return {"experts": experts, "inner": inner, "low": 0}
+    if method.multi_head is not None:
+        return _multi_head(setting, method, method.multi_head)
     low = round(width * method.share)
     return {"experts": setting.experts, "inner": matched(width, inner, low), "low": low}
+
+
+def _multi_head(setting: Setting, method: Method, layer: MultiHead) -> dict[str, int]:
+    """Experts of width D / h."""
+    width, inner, experts = setting.decoder.width, setting.decoder.inner, setting.experts
+    maps = layer.head_layers + layer.merge_layers
+    if layer.parity == "parameters":
+        return {"experts": experts, "inner": multi_head_inner_by_parameters(width, inner, experts, layer.heads, maps=maps), "low": 0}
+    if layer.parity == "none":
+        maps = 0
+    chosen = int(method.options.get("k", 1))
+    own = multi_head_inner_by_operations(width, inner, setting.chosen, chosen, maps=maps)
+    return {"experts": multi_head_experts(width, inner, experts, layer.heads, own, maps=maps), "inner": own, "low": 0}
 
 
 def matched(width: int, inner: int, low: int) -> int:
@@ -298,6 +378,11 @@ def _check(experiment: Experiment) -> None:
     check_memory(experiment.data_file, {"tokens.vocabulary": (data.tokens.vocabulary or 0) * shape.width})
     rows = setting.pretrain.batch * data.sequence_length * shape.width / (setting.devices * setting.nodes * setting.pretrain.accumulate)
     check_memory(path, {"pretrain.batch' x 'sequence_length": rows})
+    for name in setting.experts_of:
+        if name not in experiment.methods:
+            raise MoebenchError(f"{path}: key 'experts_of' names {name!r}{nearest(name, experiment.methods)}, which is no method here")
+    if setting.sparse_every > shape.layers:
+        raise MoebenchError(f"{path}: key 'sparse_every' has the value {setting.sparse_every}; there are {shape.layers} blocks")
     for name, method in experiment.methods.items():
         _check_method(experiment, name, method)
 
@@ -312,10 +397,13 @@ def _check_method(experiment: Experiment, name: str, method: Method) -> None:
         raise MoebenchError(
             f"{path}: key 'router' has the value {method.router!r}, which looks at attention probabilities; a decoder does not compute them"
         )
-    sizes = shape_of(setting, method)
+    try:
+        sizes = shape_of(setting, method, name)
+    except ValueError as error:
+        raise MoebenchError(f"{path}: {error}") from error
     if method.factorised and (sizes["low"] < 1 or sizes["inner"] < 1):
         raise MoebenchError(f"{path}: key 'rank' has the value {method.rank}; of width {setting.decoder.width} that leaves {sizes}")
-    experiment.check_options(name, setting.decoder.width, sizes["experts"])
+    experiment.check_options(name, setting.decoder.width // (method.multi_head.heads if method.multi_head else 1), sizes["experts"])
     if method.layer == "aoe" and method.options["node"] == "reduced" and not method.factorised:
         raise MoebenchError(f"{path}: key 'rank' is missing: experts select themselves by what the first factor of their gate gives")
     if method.pretrain_as is not None:
@@ -330,7 +418,7 @@ def _looks_at_attention(router: str) -> bool:
 def _check_start(path: Path, method: Method, start: Method) -> None:
     if start.pretrain_as:
         raise MoebenchError(f"{path}: key 'pretrain_as' names {method.pretrain_as!r}, which is not trained by itself")
-    for key in ("wide", "rank", "match"):
+    for key in ("wide", "rank", "match", "split", "multi_head", "shared", "one_bit"):
         if (mine := getattr(method, key)) != (theirs := getattr(start, key)):
             raise MoebenchError(f"{path}: key {key!r} has the value {mine!r}, but {method.pretrain_as!r} was pre-trained with {theirs!r}")
 

@@ -59,8 +59,9 @@ class Examined(Training):
 
 
 def used(aux: Aux) -> dict[str, Any]:
-    """Return sums over a batch's tokens: load (E,), entropy in nats, and the margin of rank (`margins`)."""
+    """Return sums over a batch's tokens, or sub-tokens: how many, load (E,), entropy in nats, and the margin of rank (`margins`)."""
     sums: dict[str, Any] = {
+        "units": len(aux.probs),
         "load": aux.load.double().cpu().numpy(),
         "entropy": torch.special.entr(aux.probs.double()).sum().item(),
     }
@@ -146,23 +147,26 @@ class ExaminationJob(Job):
     def _routing(self, outputs: list[Any], measure: Callable[[str, str, str, float, int], None]) -> None:
         """How experts were used on all held-out text: of each block, ``layer<i>`` from 1, and over all of them."""
         tokens = sum(output["tokens"] for output in outputs)
-        loads = [sum(output["layers"][place]["load"] for output in outputs) for place in range(len(self.decoder.layers))]
-        self.rows = float(np.mean([load.sum() for load in loads])) / tokens
+        layers = self.decoder.layers
+        sparse = [place for place, layer in enumerate(layers) if layer.experts.count > 1]  # type: ignore[operator]
+        loads = {place: sum(output["layers"][place]["load"] for output in outputs) for place in sparse}
+        self.rows = float(np.mean([load.sum() for load in loads.values()])) / tokens if sparse else 1.0
         measure("routing", "all", "macs_per_token", macs_per_token(self.decoder, self.rows, self.context), tokens)
-        if len(loads[0]) == 1:
+        if not sparse:
             return
         measure("routing", "all", "experts_per_token", self.rows, tokens)
         found: dict[str, list[float]] = {}
-        for place, (layer, load) in enumerate(zip(self.decoder.layers, loads, strict=True)):
-            share = load / load.sum()
+        for place, load in loads.items():
+            share, layer = load / load.sum(), layers[place]
+            units = sum(output["layers"][place]["units"] for output in outputs)
             mine = {"load_entropy": load_entropy(load), "idle": share.max() - share.min(), "max_violation": max_violation(load)}
-            mine["router_entropy"] = sum(output["layers"][place]["entropy"] for output in outputs) / tokens
+            mine["router_entropy"] = sum(output["layers"][place]["entropy"] for output in outputs) / units
             if "margin" in outputs[0]["layers"][place]:
-                mine["rank_margin"] = sum(output["layers"][place]["margin"] for output in outputs) / tokens
-            embedding = getattr(getattr(layer, "router", None), "embedding", None)
-            if isinstance(embedding, Tensor) and embedding.ndim == 2:
+                mine["rank_margin"] = sum(output["layers"][place]["margin"] for output in outputs) / units
+            embedding, gate_EFD = getattr(getattr(layer, "router", None), "embedding", None), getattr(layer.experts, "gate_EFD", None)
+            if isinstance(embedding, Tensor) and gate_EFD is not None and embedding.shape == (gate_EFD.shape[0], gate_EFD.shape[2]):
                 with torch.no_grad():
-                    mine["coupling"] = coupling(embedding, layer.experts.gate_EFD).item()  # type: ignore[arg-type]
+                    mine["coupling"] = coupling(embedding, gate_EFD).item()
             for metric, value in mine.items():
                 measure("routing", f"layer{place + 1:02d}", metric, value, tokens)
                 found.setdefault(metric, []).append(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -128,7 +129,7 @@ def undecided(table: pd.DataFrame, expected: Expected, keys: Sequence[Key]) -> l
     return [Block("Seeds that would decide", (text,), ("method", *map(heading_of, keys)), rows)]
 
 
-def published_block(expected: Expected, number_: str, names: Sequence[str], text: str) -> list[Block]:
+def published_block(expected: Expected, number_: str, names: Sequence[str]) -> list[Block]:
     """A published table, and which of its rows are which methods."""
     table = expected.published.tables.get(number_)
     if table is None:
@@ -136,7 +137,7 @@ def published_block(expected: Expected, number_: str, names: Sequence[str], text
     named = [f"{expected.methods[name].label} is `{row}`" for name in names if (row := expected.methods[name].published) in table.rows]
     said = (
         f"{table.title}; {table.source}, no deviations published. Other data, other sizes: for orientation, in no mean and no difference"
-        f" above. {text}{' Rows: ' + '; '.join(named) + '.' if named else ''}"
+        f" above. {table.remark}{' Rows: ' + '; '.join(named) + '.' if named else ''}"
     )
     rows = tuple((name, *(table.cell(name, column) or EMPTY for column in table.columns)) for name in table.rows)
     return [Block("Published, in another setting", (said,), ("published row", *table.columns), rows)]
@@ -173,15 +174,10 @@ def main_blocks(table: pd.DataFrame, expected: Expected, verdicts: Mapping[str, 
         blocks.append(grid(table, "Zero-shot accuracy", (SPREAD, *_said(expected, verdicts)), tasks, _floors(expected, shallow)))
     blocks.append(difference_grid(table, expected, tested))
     blocks += undecided(table, expected, tested)
-    remark = (
-        "Binomial errors of these tasks' test sets alone make about 0.4 points of an average, so that the whole spread of published"
-        " averages, 43.28 to 44.46, is two standard errors of a difference, from one run each: published accuracies do not"
-        " separate these methods."
-    )
     which = expected.experiment.setting.beside
     return [
         *blocks,
-        *published_block(expected, which, expected.of("main"), remark if which == "2" else ""),
+        *published_block(expected, which, expected.of("main")),
         *notes(expected),
         *holes(table),
     ]
@@ -253,7 +249,7 @@ def selection_blocks(table: pd.DataFrame, expected: Expected) -> list[Block]:
         difference_grid(table, expected, tested),
         *undecided(table, expected, tested),
     ]
-    return [*blocks, *published_block(expected, "3", expected.of("selection"), ""), *holes(table)]
+    return [*blocks, *published_block(expected, "3", expected.of("selection")), *holes(table)]
 
 
 def removed_blocks(table: pd.DataFrame, expected: Expected) -> list[Block]:
@@ -267,7 +263,75 @@ def removed_blocks(table: pd.DataFrame, expected: Expected) -> list[Block]:
     keys = [*text_keys(expected, ("perplexity",)), *tasks]
     blocks = [grid(table, "", (text, SPREAD), keys), difference_grid(table, expected, [*text_keys(expected, ("nll",)), *tasks])]
     for which in ("1", "6", "7"):
-        blocks += published_block(expected, which, [], "")
+        blocks += published_block(expected, which, [])
+    return [*blocks, *holes(table)]
+
+
+@dataclass(frozen=True)
+class Group:
+    """A table of some methods beside the main one.
+
+    Attributes:
+        stem: of its file.
+        heading: what it shows.
+        beside: published tables that it stands beside, the first in its title.
+        text: what a reader has to know.
+        own: whether its first method is its baseline, instead of the setting's.
+    """
+
+    stem: str
+    heading: str
+    beside: tuple[str, ...]
+    text: str
+    own: bool = False
+
+
+GROUPS = {
+    "heads": Group(
+        "table5_heads",
+        "number of heads",
+        ("5",),
+        "Equal operations: every sub-token takes h experts, and these are as many and as wide as the operations and parameters of the"
+        " single-head experts allow, head and merge layer included (arXiv 2411.16205). Equal parameters: as many experts as there,"
+        " about h times as wide, which takes about h times the operations of an expert (arXiv 2404.15045).",
+    ),
+    "components": Group(
+        "table6_components",
+        "parts of the layer",
+        ("6", "7", "F4", "F5"),
+        "`maps`: head and merge layer come on top of the experts, so these methods take more operations; `no maps`, `head layer only`,"
+        " `merge layer only`: the experts get the operations that are saved, so that all take the same.",
+    ),
+    "shared": Group(
+        "tablef2_shared",
+        "with a shared expert",
+        ("F2",),
+        "One more expert of the dense network's size sees every whole token, in every method.",
+        own=True,
+    ),
+    "one_bit": Group(
+        "tablef3_one_bit",
+        "weights of one bit",
+        ("F3",),
+        "All linear maps but embedding, head and routers have weights of one bit and inputs of eight (BitNet, arXiv 2310.11453).",
+        own=True,
+    ),
+}
+"""Tables of the multi-head layer: name of `moebench.protocols.language_model.config.Method.table` → what it is."""
+
+
+def group_blocks(table: pd.DataFrame, expected: Expected, group: Group, names: Sequence[str]) -> list[Block]:
+    """A table of some methods, with the published ones that it stands beside."""
+    tasks = keys_of([*expected.tasks, AVERAGE] if expected.tasks else [])
+    tested, likelihood = text_keys(expected, ("nll",)), text_keys(expected, ("perplexity", "bits_per_byte"))
+    blocks = [
+        grid(table, "Likelihood of held-out text", (group.text, SPREAD, LIKELIHOOD_MEANING), likelihood),
+        *([grid(table, "Zero-shot accuracy", (), tasks)] if tasks else []),
+        difference_grid(table, expected, tested),
+        *undecided(table, expected, tested),
+    ]
+    for number_ in group.beside:
+        blocks += published_block(expected, number_, names)
     return [*blocks, *holes(table)]
 
 

@@ -14,7 +14,7 @@ from moebench.data import corpus, lm_tokenizer, packing
 from moebench.experiment import Experiment
 from moebench.files import read_object, write_json
 from moebench.protocol import Plan
-from moebench.protocols.language_model.config import CONSTRUCTED_TASKS, Benchmarks, Data, Docstrings, Files, Pivot, Streamed, Text
+from moebench.protocols.language_model.config import CONSTRUCTED_TASKS, Benchmarks, Data, Docstrings, Files, Made, Streamed, Text
 from moebench.protocols.language_model.harness import write_tasks
 from moebench.protocols.language_model.runs import EXAMINATION
 
@@ -85,7 +85,7 @@ def prepare(experiment: Experiment, folder: Path, say: Callable[[str], object]) 
 
     say("tasks")
     if asked := [name for name in data.tasks if name in CONSTRUCTED_TASKS]:
-        (pivot,) = (source for source in sources.values() if isinstance(source.text, Pivot))
+        (pivot,) = (source for source in sources.values() if isinstance(source.text, Made) and source.text.language == 0)
         write_tasks(folder / "tasks", {name: pivot.items(name) for name in asked})
     write_json(
         folder / "manifest.json",
@@ -111,11 +111,11 @@ class _Source:
             self.made: Any = list(docstrings.texts(text.packages))  # megabytes; reading them takes longer than all else
             found = docstrings.REVISION[:12] + docstrings.revision().removeprefix(docstrings.REVISION)
             self.revision = "-".join(["docstrings", *text.packages, found])
-        elif isinstance(text, Pivot):
+        elif isinstance(text, Made):
             from moebench.data.choices import ChoiceSource
 
             assert data.constructed is not None
-            self.made = ChoiceSource(data.constructed)
+            self.made = ChoiceSource(data.constructed, text.language)
             self.revision = self.made.revision
         elif isinstance(text, Files):
             from moebench.data.text_files import TextFiles

@@ -13,7 +13,18 @@ PRETRAINED_ON = "text"
 EXAMINATION = "examination"
 """What every model is given after pre-training: held-out text and zero-shot tasks; nothing is learned."""
 SCALE = {"precision", "threads", "devices", "nodes", "decoder"}
-NOT_PRETRAINING = {"label", "published", "table", "pretrain_as", "wide", "rank", "match"}  # the last three are in the experts' sizes
+NOT_PRETRAINING = {
+    "label",
+    "published",
+    "table",
+    "pretrain_as",
+    "wide",
+    "rank",
+    "match",
+    "split",
+}  # the last four are in the experts' sizes
+OPTIONAL = {"multi_head", "shared", "one_bit"}
+"""Parts of a method that stand in its plan only where it has them, so that what others are does not depend on there being such parts."""
 NOT_EXAMINATION = NOT_PRETRAINING | {"losses", "coupling"}
 SOURCES = [
     "moebench.data.choices",
@@ -41,19 +52,25 @@ def plan(experiment: Experiment, run: Run) -> Plan:
     method: Method = experiment.method(run.method)
     data: Data = experiment.data
     if run.stage == "pretrain":
-        what = _model(setting, method, NOT_PRETRAINING) | {"pretrain": setting.pretrain.model_dump(mode="json")}
+        what = _model(setting, run.method, method, NOT_PRETRAINING) | {"pretrain": setting.pretrain.model_dump(mode="json")}
         module = "pretraining"
     else:
-        what = _model(setting, method, NOT_EXAMINATION) | {"examine_batch": setting.examine_batch, "tasks": data.tasks}
+        what = _model(setting, run.method, method, NOT_EXAMINATION) | {"examine_batch": setting.examine_batch, "tasks": data.tasks}
         what["texts"] = sorted(data.texts)
         module = "examination"
     layer = f"moebench.moe.routers.{method.router}" if method.router else f"moebench.moe.layers.{method.layer}"
     return Plan(what, [f"moebench.protocols.language_model.{module}", layer], SOURCES)
 
 
-def _model(setting: Setting, method: Method, without: set[str]) -> dict[str, Any]:
+def _model(setting: Setting, name: str, method: Method, without: set[str]) -> dict[str, Any]:
     """What pre-training and examination of a method have in common."""
-    return setting.model_dump(mode="json", include=SCALE) | {
-        "method": method.model_dump(mode="json", exclude=without),
-        "sizes": shape_of(setting, method),
-    }
+    absent = {key for key in OPTIONAL if not getattr(method, key)}
+    every = {"sparse_every": setting.sparse_every} if setting.sparse_every > 1 else {}
+    return (
+        setting.model_dump(mode="json", include=SCALE)
+        | every
+        | {
+            "method": method.model_dump(mode="json", exclude=without | absent),
+            "sizes": shape_of(setting, method, name),
+        }
+    )

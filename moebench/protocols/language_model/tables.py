@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -17,12 +18,13 @@ FILES = """\
 | `provenance.csv` | of each run: hash of its configuration, fingerprint of its code, commit, versions, hardware |
 | `costs.csv`, `costs.md` | of each run: seconds, tokens a second, peak memory, parameters; the second in short, for each method |
 | `curves.csv` | norms of experts over training, of every method and seed that selects by them |
-| `table2_main.csv` `.md` `.tex` | likelihood of held-out text and zero-shot accuracy, differences, published values |
+| `table<n>_main.csv` `.md` `.tex` | likelihood of held-out text and zero-shot accuracy, differences, published values |
 | `calibration.csv` `.md` `.tex` | how far the probabilities of choices can be trusted |
 | `routing.csv` `.md` `.tex` | how experts are used, over all blocks; the CSV also block by block, the data of the figures |
 | `table3_selection.csv` `.md` `.tex` | other ways to select experts; where such methods run |
 | `table1_removed.csv` `.md` `.tex` | trained models without their routers; where such methods run |
-| `table4_throughput.csv` `.md` `.tex` | operations of the published sizes beside published throughput |
+| `table4_throughput.csv` `.md` `.tex` | operations of the published sizes beside published throughput; where throughput is published |
+| `table5_heads`, `table6_components`, `tablef2_shared`, `tablef3_one_bit` | sweeps of multi-head layers; where such methods run |
 | `load_by_depth.svg`, `confidence_by_depth.svg` | entropy of the load and of a token's choice, block by block |
 | `load.svg` | load of every expert, the baseline and the methods whose experts select themselves |
 | `norms_<method>.svg` | mean norm of every expert over training, the first seed |
@@ -85,7 +87,7 @@ def tables(expected: Expected, measured: Measured) -> list[Document | Figure]:
     table2 = numbers.summary(values, every, main, [*likelihood, *tasks], True, printed)
     documents: list[Document | Figure] = [
         Document(
-            "table2_main",
+            f"table{expected.experiment.setting.beside.lower()}_main",
             title(every, "likelihood and zero-shot accuracy", expected.experiment.setting.beside),
             layout.main_blocks(table2, every, verdicts, shallow),
             table2,
@@ -102,7 +104,9 @@ def tables(expected: Expected, measured: Measured) -> list[Document | Figure]:
     if len(every.of("removed")) > 1:
         table1 = numbers.summary(values, every, every.of("removed"), [*likelihood, *tasks], True)
         documents.append(Document("table1_removed", title(every, "routers removed", "1"), layout.removed_blocks(table1, every), table1))
-    documents.append(_throughput(every))
+    documents += _groups(values, every, [*likelihood, *tasks])
+    if any("throughput" in columns for columns in _columns(every, "4")):
+        documents.append(_throughput(every))
     documents.append(Document("costs", title(every, "what pre-training cost"), layout.costs_blocks(measured.costs, every)))
     selecting = [name for name in main if every.methods[name].layer == "aoe"]
     documents += [
@@ -111,6 +115,26 @@ def tables(expected: Expected, measured: Measured) -> list[Document | Figure]:
         Figure("load", figures.loads(values, every, [every.baseline, *selecting])),
     ]
     return [*documents, *(Figure(f"norms_{name}", figures.norms(measured.curves, every, name)) for name in selecting)]
+
+
+def _columns(every: numbers.Expected, table: str) -> list[tuple[str, ...]]:
+    """Metrics of each column of a published table; none where there is no such table."""
+    published = every.published.tables.get(table)
+    return list(published.columns.values()) if published else []
+
+
+def _groups(values: numbers.Values, every: numbers.Expected, keys: list[Key]) -> list[Document | Figure]:
+    """Tables of the methods beside the main ones, of those groups that run."""
+    documents: list[Document | Figure] = []
+    for name, group in layout.GROUPS.items():
+        _, *mine = every.of(name)
+        if mine:
+            expected = replace(every, baseline=mine[0]) if group.own else every
+            names = mine if group.own else every.of(name)
+            table = numbers.summary(values, expected, names, keys, True)
+            blocks = layout.group_blocks(table, expected, group, names)
+            documents.append(Document(group.stem, title(every, group.heading, group.beside[0]), blocks, table))
+    return documents
 
 
 def _routing(values: numbers.Values, every: numbers.Expected, main: list[str]) -> list[Document | Figure]:

@@ -14,7 +14,25 @@ REFUSED = [
     (("data", "texts", {}), r"data/smoke\.yaml: key 'texts'"),
     (("data", "texts", "pivot", "source", "docstring"), r"data/smoke\.yaml: key 'texts\.pivot.*'.*docstring"),
     (("data", "constructed", None), r"data/smoke\.yaml: .*'constructed' belongs to, and is required by"),
-    (("data", "texts", "second", {"source": "constructed"}), "texts 'pivot' and 'second' are both the constructed pivot language"),
+    (("data", "texts", "second", {"source": "constructed"}), "texts 'pivot' and 'second' are both constructed language 0"),
+    (
+        ("data", "texts", "second", {"source": "constructed", "language": 9}),
+        r"texts\.second\.language 9: should be below constructed.languages",
+    ),
+    (("data", "texts", "pivot", "language", 1), "is asked in the constructed pivot language, which is none of the texts"),
+    (("setting", "experts_of", {"moo": 3}), r"key 'experts_of' names 'moo' \(did you mean 'moe'\?\)"),
+    (("setting", "sparse_every", 9), r"smoke\.yaml: key 'sparse_every' has the value 9; there are \d+ blocks"),
+    (
+        ("methods", "moe", "multi_head", {"heads": 5, "parity": "parameters"}),
+        r"moe\.yaml: heads 5: should be at least 1 and divide the width, 24",
+    ),
+    (("methods", "moe", "multi_head", {"heads": 2, "head_layers": 4}), r"key 'multi_head\.head_layers' has the value 4"),
+    (("methods", "moe", "multi_head", {"heads": 2, "parity": "flops"}), r"key 'multi_head\.parity' has the value 'flops'"),
+    (("methods", "dense", "multi_head", {"heads": 2}), "multi_head around layer 'dense' is its maps alone"),
+    (("methods", "moe", "split", 7), r"moe\.yaml: parts 7: should be at least 1 and divide the inner width"),
+    (("methods", "dense", "shared", 1), "split and shared belong to layers of experts"),
+    (("methods", "aoe", "multi_head", {"heads": 2}), "multi_head has its own parity"),
+    (("methods", "removed", "split", 2), "key 'split' has the value 2, but 'moe' was pre-trained with 1"),
     (("data", "texts", "Bad name", {"source": "docstrings"}), "'Bad name' should be made of lower-case letters"),
     (("data", "texts", "own", {"source": "files", "path": "../x.txt"}), r"'\.\./x\.txt' leaves the folder"),
     (("data", "tasks", {"roles": 0}), r"tasks names 'roles' \(did you mean 'role'\?\)"),
@@ -65,7 +83,7 @@ def test_every_shipped_profile_is_valid_and_is_checked_without_torch(project):
 
 def test_the_published_configurations_have_the_published_sizes(project):
     paper = Experiment(project, "aoe", "paper")
-    setting, sizes = paper.setting, {name: shape_of(paper.setting, method) for name, method in paper.methods.items()}
+    setting, sizes = paper.setting, {name: shape_of(paper.setting, method, name) for name, method in paper.methods.items()}
     assert [(sizes[f"aoe_{low}"]["low"], sizes[f"aoe_{low}"]["inner"]) for low in (64, 128, 256, 512)] == [
         (64, 4393),
         (128, 4194),
@@ -79,7 +97,7 @@ def test_the_published_configurations_have_the_published_sizes(project):
         "AoE 512 + L_aux",
         "AoE, expert choice",
     ]
-    assert shape_of(Experiment(project, "aoe", "paper_4b").setting, paper.method("aoe_400_balance"))["low"] == 400
+    assert shape_of(Experiment(project, "aoe", "paper_4b").setting, paper.method("aoe_400_balance"), "")["low"] == 400
 
 
 def test_all_rows_of_tables_2_and_3_run_under_paper_and_those_of_1_6_and_7_are_there(project):
@@ -121,3 +139,32 @@ def test_tasks_of_the_harness_are_known_to_it_and_constructed_ones_to_their_sour
 
     assert set(HARNESS_TASKS) <= set(TaskManager().all_tasks)
     assert choices.TASKS == CONSTRUCTED_TASKS
+
+
+def test_the_follow_up_of_mh_moe_has_its_experts(project):
+    paper = Experiment(project, "mhmoe", "paper")
+    sizes = {name: shape_of(paper.setting, method, name) for name, method in paper.methods.items()}
+    assert sizes["smoe"] == {"experts": 8, "inner": 2048, "low": 0}
+    assert sizes["fine_grained"] == {"experts": 16, "inner": 1024, "low": 0}
+    assert sizes["mh_2"] == {"experts": 40, "inner": 768, "low": 0}
+    assert sizes["mh_3"] == {"experts": 96, "inner": 512, "low": 0}
+    cpu = Experiment(project, "mhmoe", "cpu")
+    here = {name: shape_of(cpu.setting, method, name) for name, method in cpu.methods.items()}
+    assert {name: 16 * one["inner"] for name, one in here.items() if name in sizes} == {
+        name: one["inner"] for name, one in sizes.items() if name in here
+    }
+    assert (here["mh_2"]["experts"], here["mh_3"]["experts"]) == (41, 93)  # by the formula; the follow-up takes 40 and 96
+
+
+def _plan(experiment, method):
+    run = next(run for run in experiment.runs if (run.stage, run.method) == ("pretrain", method))
+    return experiment.protocol.runs.plan(experiment, run).config
+
+
+def test_what_a_method_does_not_have_is_not_in_its_plan(project):
+    aoe, mhmoe = Experiment(project, "aoe", "cpu"), Experiment(project, "mhmoe", "cpu")
+    plan = _plan(aoe, "moe_balance")
+    assert not {"multi_head", "shared", "one_bit", "split"} & plan["method"].keys()
+    assert "sparse_every" not in plan
+    assert _plan(mhmoe, "mh_2")["method"]["multi_head"]["heads"] == 2
+    assert _plan(mhmoe, "mh_2")["sparse_every"] == 2
