@@ -13,7 +13,6 @@ from pydantic import Field, model_validator
 from moebench.config import (
     MOE_FOLDER,
     BaseData,
-    BaseMethod,
     BaseSetting,
     Config,
     Count,
@@ -29,14 +28,8 @@ from moebench.config import (
 from moebench.data.text_settings import Constructed, Stream, TextData, check_source
 from moebench.errors import MoebenchError, nearest
 from moebench.experiment import Experiment
-from moebench.models.matching import (
-    fine_grained,
-    matching_rank,
-    multi_head_experts,
-    multi_head_inner_by_operations,
-    multi_head_inner_by_parameters,
-    widened,
-)
+from moebench.models.feed_forward import FeedForwardMethod, sizes
+from moebench.models.matching import matching_rank, widened
 from moebench.models.shapes import Decoder
 
 CONSTRUCTED_TASKS = ("agreement", "role", "entailment", "continuation")
@@ -220,40 +213,12 @@ class Setting(BaseSetting):
         _check(experiment)
 
 
-Maps = Annotated[Count, Field(le=3)]
-
-
-class MultiHead(Config):
-    """Sub-tokens around the layer of experts (`moebench.moe.multi_head.MultiHead`)."""
-
-    heads: Few
-    """h, parts of a token; 1: the maps alone, around whole tokens."""
-    head_layers: Maps = 1
-    merge_layers: Maps = 1
-    residual: bool = False
-    """Add a sub-token to what its experts say: equation 6 of arXiv 2404.15045, not its code."""
-    parity: Literal["operations", "parameters", "none"] = "operations"
-    """How many experts there are and how wide: as many multiplications and parameters as the baseline's experts (arXiv 2411.16205), maps
-    included; as many experts and parameters (arXiv 2404.15045); or as if there were no maps, which then come on top."""
-
-
-class Method(BaseMethod):
+class Method(FeedForwardMethod):
     """One method: ``experiments/<paper>/methods/<method>.yaml``; its layer stands in the blocks that ``sparse_every`` says."""
 
     table: Literal["main", "selection", "removed", "heads", "components", "shared", "one_bit"] = "main"
     """In which table it is shown: the main one, that of other ways to select, that of trained models whose router is taken away; or those
     of the multi-head layer: number of heads, parts of the layer, with a shared expert, with weights of one bit."""
-    layer: str
-    """``dense``: one feed-forward network; ``moe``: router and experts; or a file of ``moebench/moe/layers``."""
-    router: str | None = None
-    wide: Few = 1
-    """The inner width of layer ``dense``, in widths of an expert."""
-    split: Few = 1
-    """Each expert is split into so many (DeepSeekMoE, arXiv 2401.06066): more and narrower experts; ``options.k`` are chosen."""
-    multi_head: MultiHead | None = None
-    """Sub-tokens; none: the layer takes whole tokens."""
-    shared: Count = 0
-    """Experts of the decoder's width and inner width that see every whole token."""
     one_bit: bool = False
     """All linear maps of the decoder have weights of one bit (`moebench.moe.one_bit`)."""
     rank: Annotated[str, Field(pattern=r"^\d+/\d+$")] | None = None
@@ -267,33 +232,16 @@ class Method(BaseMethod):
     """Its α."""
 
     @property
-    def source(self) -> tuple[Literal["router", "layer"], str]:
-        """The router, or the layer if it has none."""
-        return ("router", self.router) if self.router is not None else ("layer", self.layer)
-
-    @property
     def factorised(self) -> bool:
         """Whether experts have a factorised gate."""
         return self.rank is not None or self.match == "rank"
 
     @model_validator(mode="after")
-    def _parts_fit_the_layer(self) -> Method:
-        if self.layer == "none":
-            raise ValueError("layer 'none': a decoder's block has a feed-forward layer, in the simplest case 'dense'")
-        if (self.router is None) != (self.layer != "moe"):
-            raise ValueError(f"layer {self.layer!r} {'needs a' if self.layer == 'moe' else 'takes no'} router")
-        if self.wide > 1 and self.layer != "dense":
-            raise ValueError(f"wide {self.wide} belongs to layer 'dense'")
+    def _factors_fit_the_layer(self) -> Method:
         if self.factorised and self.layer == "dense":
             raise ValueError("rank and match belong to layers of experts")
-        if self.layer == "dense" and (self.split > 1 or self.shared):
-            raise ValueError("split and shared belong to layers of experts")
-        if self.shared and self.layer != "moe" and self.multi_head is None:
-            raise ValueError(f"shared {self.shared}: belongs to layer 'moe' or to multi_head")
-        if self.multi_head is not None and (self.split > 1 or self.factorised):
-            raise ValueError("split, rank and match are for experts of whole tokens; multi_head has its own parity")
-        if self.multi_head is not None and self.layer == "dense" and (self.multi_head.heads > 1 or self.multi_head.parity != "none"):
-            raise ValueError("multi_head around layer 'dense' is its maps alone: give heads 1 and parity none")
+        if self.factorised and (self.split > 1 or self.multi_head):
+            raise ValueError("rank and match are not for experts that are split, or take sub-tokens")
         if self.rank is not None and self.match == "rank":
             raise ValueError(f"rank {self.rank}: with match 'rank' it follows from the width")
         if self.rank is not None and not 0 < self.share < 1:
@@ -325,30 +273,11 @@ def shape_of(setting: Setting, method: Method, name: str) -> dict[str, int]:
 
 def _shape_of(setting: Setting, method: Method) -> dict[str, int]:
     width, inner = setting.decoder.width, setting.decoder.inner
-    if method.layer == "dense":
-        return {"experts": 1, "inner": inner * method.wide, "low": 0}
     if method.match == "rank":
         return {"experts": setting.experts, "inner": inner, "low": matching_rank(width, inner)}
-    if method.split > 1:
-        inner, experts, _ = fine_grained(inner, setting.experts, 1, method.split)
-        return {"experts": experts, "inner": inner, "low": 0}
-    if method.multi_head is not None:
-        return _multi_head(setting, method, method.multi_head)
-    low = round(width * method.share)
-    return {"experts": setting.experts, "inner": matched(width, inner, low), "low": low}
-
-
-def _multi_head(setting: Setting, method: Method, layer: MultiHead) -> dict[str, int]:
-    """Experts of width D / h."""
-    width, inner, experts = setting.decoder.width, setting.decoder.inner, setting.experts
-    maps = layer.head_layers + layer.merge_layers
-    if layer.parity == "parameters":
-        return {"experts": experts, "inner": multi_head_inner_by_parameters(width, inner, experts, layer.heads, maps=maps), "low": 0}
-    if layer.parity == "none":
-        maps = 0
-    chosen = int(method.options.get("k", 1))
-    own = multi_head_inner_by_operations(width, inner, setting.chosen, chosen, maps=maps)
-    return {"experts": multi_head_experts(width, inner, experts, layer.heads, own, maps=maps), "inner": own, "low": 0}
+    if low := round(width * method.share):
+        return {"experts": setting.experts, "inner": matched(width, inner, low), "low": low}
+    return sizes(method, width, inner, setting.experts, setting.chosen) | {"low": 0}
 
 
 def matched(width: int, inner: int, low: int) -> int:
@@ -398,12 +327,12 @@ def _check_method(experiment: Experiment, name: str, method: Method) -> None:
             f"{path}: key 'router' has the value {method.router!r}, which looks at attention probabilities; a decoder does not compute them"
         )
     try:
-        sizes = shape_of(setting, method, name)
+        found = shape_of(setting, method, name)
     except ValueError as error:
         raise MoebenchError(f"{path}: {error}") from error
-    if method.factorised and (sizes["low"] < 1 or sizes["inner"] < 1):
-        raise MoebenchError(f"{path}: key 'rank' has the value {method.rank}; of width {setting.decoder.width} that leaves {sizes}")
-    experiment.check_options(name, setting.decoder.width // (method.multi_head.heads if method.multi_head else 1), sizes["experts"])
+    if method.factorised and (found["low"] < 1 or found["inner"] < 1):
+        raise MoebenchError(f"{path}: key 'rank' has the value {method.rank}; of width {setting.decoder.width} that leaves {found}")
+    experiment.check_options(name, setting.decoder.width // method.heads, found["experts"])
     if method.layer == "aoe" and method.options["node"] == "reduced" and not method.factorised:
         raise MoebenchError(f"{path}: key 'rank' is missing: experts select themselves by what the first factor of their gate gives")
     if method.pretrain_as is not None:
