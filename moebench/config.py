@@ -388,6 +388,8 @@ class Part:
 
     untaught: tuple[dict[str, Any], ...] = ()
     """Options that together leave a router without a gradient of the task: the class variable ``untaught``."""
+    works_with: tuple[str, ...] = ()
+    """Classes of experts that a layer works with, none: any: the class variable ``works_with``."""
 
     def refusal(self, options: Mapping[str, Any], **given: Any) -> str:
         """Return what its class has against these options, beginning with the option's name and value; empty: nothing."""
@@ -420,7 +422,7 @@ def part(kind: Literal["router", "layer"], name: str) -> Part:
     else:
         raise MoebenchError(f"{path}: holds no class with base {base}")
     fields: dict[str, Any] = {}
-    literals: dict[str, Any] = {"losses": (), "untaught": ()}
+    literals: dict[str, Any] = {"losses": (), "untaught": (), "works_with": ()}
     checks = ast.parse((MOE_FOLDER / "capacity.py").read_text(encoding="utf-8")).body
     checks = [one for one in checks if isinstance(one, ast.FunctionDef) and one.name == "check_factors"]
     for member in node.body:

@@ -47,6 +47,9 @@ class SparseLayer(nn.Module):
     losses: ClassVar[tuple[str, ...]] = ()
     """Names of the losses that the layer reports."""
 
+    works_with: ClassVar[tuple[str, ...]] = ()
+    """Classes of `moebench.moe.experts` that it works with, a literal; empty: any."""
+
     experts: nn.Module
     causal = True
     """Whether, in evaluation, a token's output depends on no later token of its sequence."""

@@ -7,6 +7,8 @@ import pytest
 
 from moebench import config
 from moebench.moe import Router, build_router, router_names
+from moebench.moe.experts import FactorisedExperts, ResidualExperts, SwiGLUExperts
+from moebench.moe.registry import build_layer
 
 
 def test_importing_the_package_imports_no_router_file():
@@ -35,3 +37,16 @@ def test_an_unknown_name_is_refused_with_the_list():
 def test_an_unknown_option_is_refused():
     with pytest.raises(TypeError, match="jitter"):
         build_router("dot", 8, 4, {"jitter": 0.1})
+
+
+@pytest.mark.parametrize("name", config.layers()[2:])
+def test_layers_refuse_other_experts_than_they_work_with(name):
+    part = config.part("layer", name)
+    for kind, sizes in ((ResidualExperts, (4, 8, 6, 1)), (SwiGLUExperts, (4, 8, 6)), (FactorisedExperts, (4, 8, 2, 6))):
+        count = 1 if name == "dense" else 4
+        experts = kind(count, *sizes[1:])
+        if part.works_with and kind.__name__ not in part.works_with:
+            with pytest.raises(ValueError, match="experts should be"):
+                build_layer(name, 8, experts, {})
+        elif part.works_with != ("FactorisedExperts", "SwiGLUExperts") or kind is FactorisedExperts:
+            assert build_layer(name, 8, experts, {}).experts is experts

@@ -79,6 +79,7 @@ class AoE(SparseLayer):
     """
 
     losses: ClassVar[tuple[str, ...]] = ("balance", "entropy")
+    works_with: ClassVar[tuple[str, ...]] = ("FactorisedExperts", "SwiGLUExperts")
 
     experts: FactorisedExperts | SwiGLUExperts
     causal: bool

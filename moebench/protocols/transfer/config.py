@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from moebench.config import BaseMethod, BaseSetting, Config, Count, Few, Optimisation, Positive, Share, Weight, check_memory, layers
+from moebench.config import BaseMethod, BaseSetting, Config, Count, Few, Optimisation, Positive, Share, Weight, check_memory, layers, part
 from moebench.data import catalogue
 from moebench.data.constructed.language import alphabet
 from moebench.data.text_settings import TextData, tasks
@@ -273,6 +273,10 @@ def _check_method(experiment: Experiment, name: str, method: Method) -> None:
     if method.layer not in layers():
         raise MoebenchError(
             f"{path}: key 'layer' has the value {method.layer!r}{nearest(method.layer, layers())}; layers are: {', '.join(layers())}"
+        )
+    if method.layer not in ("none", "moe") and (needed := part("layer", method.layer).works_with):
+        raise MoebenchError(
+            f"{path}: key 'layer' has the value {method.layer!r}, which works with {' or '.join(needed)}; an encoder's are ResidualExperts"
         )
     shape = sparse(setting, method)
     if shape is not None and (shape.experts < 1 or shape.inner < 1):

@@ -42,6 +42,11 @@ MISTAKES = [
     (ENSEMBLE, lambda v: v.update(dropout=0), "key 'dropout' has the value 0: .* greater than 0"),
     (ENSEMBLE, lambda v: v.update(ensemble="batch_ensemble"), "dropout is not an option for ensemble 'batch_ensemble'"),
     (METHOD, lambda v: v.update(dropout=0.1), "dropout is not an option for ensemble None"),
+    (
+        METHOD,
+        lambda v: v.update(layer="aoe", router=None, options={}, losses={"balance": 0, "entropy": 0}),
+        "'aoe', which works with Factorised",
+    ),
     (ENSEMBLE, lambda v: v.pop("pretrain_as"), "pretrain_as has to name a method with the same layer"),
     (ENSEMBLE, lambda v: v.update(pretrain_as="smoe_softmax"), "key 'layer' has the value 'none', but 'smoe_softmax' was pre-trained with"),
     (ENSEMBLE, lambda v: v.update(pretrain_as="batch_ensemble"), "'batch_ensemble': both have to be pre-trained, that one by itself"),
