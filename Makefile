@@ -1,14 +1,14 @@
 # make reproduce   sets up .venv and brings a profile up to date; PROFILE=smoke PAPER=xmoe JOBS=4 choose, the default is cpu: hours;
 #                  PAPER=xmoe METHOD=name trains that method alone and adds it to the tables that are there
 # make tables      tables and figures from the records in git, in seconds; PROFILE= and PAPER= choose
-# make test        the tests; make lint: format, style, types, imports
+# make test        the tests; make test-slow: those that CI runs besides; make lint: format, style, types, imports
 # make setup       .venv from requirements.lock, once; make clean: removes caches, keeps .venv, data and runs
 
 VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := $(VENV)/bin
 
-.PHONY: reproduce tables test lint setup clean
+.PHONY: reproduce tables test test-slow lint setup clean
 
 reproduce: setup
 	@$(BIN)/python -m moebench run $(if $(PROFILE),--profile $(PROFILE)) $(if $(PAPER),--paper $(PAPER)) $(addprefix --method ,$(METHOD)) $(if $(JOBS),--jobs $(JOBS))
@@ -16,8 +16,13 @@ reproduce: setup
 tables: setup
 	@$(BIN)/python -m moebench tables $(if $(PROFILE),--profile $(PROFILE)) $(if $(PAPER),--paper $(PAPER))
 
+TESTS := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+
 test: setup
-	$(BIN)/python -m pytest
+	$(TESTS)
+
+test-slow: setup
+	$(TESTS) -m slow
 
 lint: setup
 	$(BIN)/ruff format --check
