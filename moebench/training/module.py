@@ -93,8 +93,10 @@ class Training(lightning.LightningModule):
         return loss, [reports, others]
 
     def total_loss(self, task: Tensor, reports: list[Aux]) -> Tensor:
-        """Add the losses of the sparse layers."""
+        """Add the losses of the sparse layers; dense networks between them report none."""
         for aux in reports:
+            if not aux.losses:
+                continue
             task = task + sum(coefficient * aux.losses[name] for name, coefficient in self.coefficients.items() if coefficient)
         return task
 
@@ -110,6 +112,7 @@ class Training(lightning.LightningModule):
 
     def watch(self, watched: dict[str, float], reports: list[Aux]) -> None:
         """Add what the sparse layers report of a part, on all ranks, to what is watched of the step."""
+        reports = [aux for aux in reports if len(aux.load) > 1] or reports  # dense networks between sparse layers have nothing to watch
         names = list(reports[0].losses)
         values = self.summed([math.fsum(aux.losses[name].item() for aux in reports) for name in names])
         for name, value in zip(names, values, strict=True):

@@ -242,6 +242,8 @@ class Method(FeedForwardMethod):
             raise ValueError("rank and match belong to layers of experts")
         if self.factorised and (self.split > 1 or self.multi_head):
             raise ValueError("rank and match are not for experts that are split, or take sub-tokens")
+        if self.one_bit and self.layer == "aoe":
+            raise ValueError("one_bit does not reach the products by which experts of layer 'aoe' choose")
         if self.rank is not None and self.match == "rank":
             raise ValueError(f"rank {self.rank}: with match 'rank' it follows from the width")
         if self.rank is not None and not 0 < self.share < 1:

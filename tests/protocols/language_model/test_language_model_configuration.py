@@ -30,6 +30,7 @@ REFUSED = [
     (("methods", "moe", "multi_head", {"heads": 2, "parity": "flops"}), r"key 'multi_head\.parity' has the value 'flops'"),
     (("methods", "dense", "multi_head", {"heads": 2}), "multi_head around layer 'dense' is its maps alone"),
     (("methods", "moe", "split", 7), r"moe\.yaml: parts 7: should be at least 1 and divide the inner width"),
+    (("methods", "aoe", "one_bit", True), "one_bit does not reach the products"),
     (("methods", "dense", "shared", 1), "split and shared belong to layers of experts"),
     (("methods", "aoe", "multi_head", {"heads": 2}), "rank and match are not for experts that are split, or take sub-tokens"),
     (("methods", "removed", "split", 2), "key 'split' has the value 2, but 'moe' was pre-trained with 1"),
