@@ -8,17 +8,30 @@ from itertools import compress
 from typing import TypeVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 Some = TypeVar("Some")
 
 
-def permutation(seed: int, name: str, count: int) -> np.ndarray:
-    """A permutation of ``count`` places.
+class Draws:
+    """Uniform draws under a seed and a name: the same for any release of numpy, whose raw PCG64 does not change as its methods may."""
 
-    Not `numpy.random.Generator.permutation`, which may change between releases; PCG64's raw output may not.
-    """
-    raw = np.random.PCG64(np.random.SeedSequence([seed, zlib.crc32(name.encode())])).random_raw(count)
-    return np.argsort(raw, kind="stable")
+    def __init__(self, seed: int, name: str) -> None:
+        self._raw = np.random.PCG64(np.random.SeedSequence([seed, zlib.crc32(name.encode())]))
+
+    def below(self, limit: ArrayLike, *shape: int) -> np.ndarray:
+        """Integers from 0 to ``limit`` - 1 in the given shape, int64; ``limit`` is at most 2^31 and broadcast to it."""
+        raw = self._raw.random_raw(shape) >> np.uint64(32)
+        return (raw * np.asarray(limit, np.uint64) >> np.uint64(32)).astype(np.int64)
+
+    def orders(self, rows: int, count: int) -> np.ndarray:
+        """A permutation of ``count`` places in each row, (rows, count) int64."""
+        return np.argsort(self._raw.random_raw((rows, count)), axis=1, kind="stable")
+
+
+def permutation(seed: int, name: str, count: int) -> np.ndarray:
+    """A permutation of ``count`` places."""
+    return Draws(seed, name).orders(1, count)[0]
 
 
 def sampled(rows: Iterable[Some], limit: int | None, name: str) -> Iterator[Some]:
