@@ -8,15 +8,20 @@ from moebench.data.choices import ChoiceSource
 from moebench.experiment import Experiment
 from moebench.files import read_jsonl, write_jsonl
 from moebench.protocols.language_model import shallow
-from moebench.protocols.language_model.config import CONSTRUCTED_TASKS, Data
+from moebench.protocols.language_model.config import Data
 
 
 def baselines(experiment: Experiment, folder: Path) -> None:
-    """Answer every constructed task, ``<baseline>/choices/<task>.jsonl``; data of the harness' own tasks are not at hand here."""
+    """Answer every constructed task, ``<baseline>/choices/<task>.jsonl``, with words counted in the text of its language.
+
+    The harness' tasks have no baselines: their data are not at hand here, XNLI's files aside.
+    """
     data: Data = experiment.data
-    if data.constructed is None:
-        return
-    tasks = {name: read_jsonl(experiment.prepared / "tasks" / f"{name}.jsonl") for name in data.tasks if name in CONSTRUCTED_TASKS}
-    for name, answers in shallow.baselines(ChoiceSource(data.constructed).documents("train"), tasks).items():
-        for task, scores in answers.items():
-            write_jsonl(folder / name / "choices" / f"{task}.jsonl", shallow.choice_rows(tasks[task], scores))
+    for text, language in data.made.items():
+        names = data.asked_of(text)
+        assert data.constructed is not None
+        tasks = {name: read_jsonl(experiment.prepared / "tasks" / f"{name}.jsonl") for name in names}
+        found = shallow.baselines(ChoiceSource(data.constructed, language).documents("train"), tasks) if tasks else {}
+        for name, answers in found.items():
+            for task, scores in answers.items():
+                write_jsonl(folder / name / "choices" / f"{task}.jsonl", shallow.choice_rows(tasks[task], scores))

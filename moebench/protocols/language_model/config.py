@@ -33,10 +33,20 @@ from moebench.models.matching import matching_rank, widened
 from moebench.models.shapes import Decoder
 
 CONSTRUCTED_TASKS = ("agreement", "role", "entailment", "continuation")
-"""Tasks in the constructed pivot language (``moebench/data/choices.py``), of equal weight in the average."""
-HARNESS_TASKS = ("arc_easy", "piqa", "social_iqa", "winogrande", "hellaswag", "mnli", "qnli", "sst2")
-"""Tasks of lm-evaluation-harness, by its names, in the order of the paper's tables."""
-TASKS = (*CONSTRUCTED_TASKS, *HARNESS_TASKS)
+"""Tasks in the constructed pivot language (``moebench/data/choices.py``), of equal weight in the average. The same in another constructed
+language is ``<task>_<text>``, with the name of the text in it."""
+HARNESS_TASKS = (
+    *("arc_easy", "piqa", "social_iqa", "winogrande", "hellaswag", "mnli", "qnli", "sst2"),
+    *("arc_challenge", "rte", "openbookqa", "boolq", "truthfulqa_mc1", "truthfulqa_mc2"),
+)
+"""Tasks of lm-evaluation-harness, by its names: those of AoE in the order of its tables, then what MH-MoE has besides."""
+SEVERAL_RIGHT = "truthfulqa_mc2"
+"""Its choices have several right answers: its accuracy is the probability of all of them together."""
+XNLI = "xnli"
+XNLI_LANGUAGES = ("ar", "bg", "de", "el", "en", "es", "fr", "hi", "ru", "sw", "th", "tr", "ur", "vi", "zh")
+XNLI_TASKS = tuple(f"{XNLI}_{language}" for language in XNLI_LANGUAGES)
+"""The harness' too, a task a language; with XNLI's own files where the section ``benchmarks`` names them, otherwise with the hub's."""
+TASKS = (*CONSTRUCTED_TASKS, *HARNESS_TASKS, *XNLI_TASKS)
 LIKELIHOOD = ("nll", "perplexity", "bits_per_byte")
 CHOICES = ("accuracy", "accuracy_normalised", "nll", "brier", "ece")
 ROUTING = (
@@ -45,6 +55,12 @@ ROUTING = (
 )
 METRICS = (*LIKELIHOOD, *(name for name in CHOICES if name != "nll"), *ROUTING)
 """Metrics of the records."""
+
+
+def language_of(task: str) -> tuple[str, str]:
+    """What is asked, and in which language: ``("xnli", "de")``, ``("role", "second")``; in the pivot, or in English alone: ``""``."""
+    kind, _, language = task.partition("_")
+    return (kind, language) if kind in (*CONSTRUCTED_TASKS, XNLI) else (task, "")
 
 
 Language = Annotated[str, Field(pattern="^[a-z]{2,3}$")]
@@ -71,7 +87,7 @@ class Docstrings(Config):
 
 
 class Made(Config):
-    """One of the constructed languages, which the section ``constructed`` makes; ``tasks`` of that kind are asked in the pivot."""
+    """One of the constructed languages, which the section ``constructed`` makes."""
 
     source: Literal["constructed"]
     language: Count = 0
@@ -148,12 +164,32 @@ class Data(BaseData):
         """Whether files outside the project are read."""
         return any(text.source in ("files", "benchmarks", "stream") for text in self.texts.values())
 
+    @property
+    def made(self) -> dict[str, int]:
+        """Text → which constructed language it is in, 0 the pivot; of the constructed ones."""
+        return {name: text.language for name, text in self.texts.items() if isinstance(text, Made)}
+
+    def asked_of(self, text: str) -> list[str]:
+        """The constructed tasks in the language of a text."""
+        languages = ("", text) if self.made.get(text) == 0 else (text,)
+        return [name for name in self.tasks if language_of(name)[0] in CONSTRUCTED_TASKS and language_of(name)[1] in languages]
+
+    @property
+    def xnli(self) -> list[str]:
+        """The tasks that are asked with XNLI's own files."""
+        there = self.benchmarks is not None and XNLI in self.benchmarks.tasks
+        return [name for name in self.tasks if name in XNLI_TASKS and there]
+
+    @property
+    def prepared_tasks(self) -> list[str]:
+        """The tasks whose items are made with the data; those of the others come from the hub."""
+        return [*(name for text in self.made for name in self.asked_of(text)), *self.xnli]
+
     @model_validator(mode="after")
     def _parts_fit(self) -> Data:
-        made = [name for name, text in self.texts.items() if text.source == "constructed"]
-        if bool(made) != (self.constructed is not None):
+        numbers = self.made
+        if bool(numbers) != (self.constructed is not None):
             raise ValueError("the section 'constructed' belongs to, and is required by, a text with source 'constructed'")
-        numbers = {name: text.language for name, text in self.texts.items() if isinstance(text, Made)}
         for name, number in numbers.items():
             if self.constructed is not None and number >= self.constructed.languages:
                 raise ValueError(f"texts.{name}.language {number}: should be below constructed.languages, {self.constructed.languages}")
@@ -173,13 +209,15 @@ class Data(BaseData):
         for name in self.texts:
             if not re.fullmatch("[a-z][a-z0-9_]*", name):
                 raise ValueError(f"texts: the name {name!r} should be made of lower-case letters, digits and underscores")
-        for name in self.tasks:
-            if name not in TASKS:
-                raise ValueError(f"tasks names {name!r}{nearest(name, TASKS)}; tasks are: {', '.join(TASKS)}")
+        tasks = [*TASKS, *(f"{task}_{name}" for name, number in numbers.items() if number for task in CONSTRUCTED_TASKS)]
+        for name, shots in self.tasks.items():
+            if name not in tasks:
+                raise ValueError(f"tasks names {name!r}{nearest(name, tasks)}; tasks are: {', '.join(tasks)}")
             if name in CONSTRUCTED_TASKS and 0 not in numbers.values():
                 raise ValueError(f"task {name!r} is asked in the constructed pivot language, which is none of the texts")
-            if name in CONSTRUCTED_TASKS and self.tasks[name]:
-                raise ValueError(f"tasks.{name} {self.tasks[name]}: should be 0, as constructed tasks have no examples to show")
+            if shots and name in self.prepared_tasks:
+                kind = "XNLI's files of one language" if name in self.xnli else "constructed tasks"
+                raise ValueError(f"tasks.{name} {shots}: should be 0, as {kind} have no examples to show")
         return self
 
 

@@ -30,7 +30,6 @@ from moebench.moe.coupling import coupling
 from moebench.moe.layer import Aux
 from moebench.protocols.language_model.batches import batch_of, open_rows
 from moebench.protocols.language_model.build import build
-from moebench.protocols.language_model.config import CONSTRUCTED_TASKS
 from moebench.training.batches import Batch, loader
 from moebench.training.job import Job
 from moebench.training.module import Training
@@ -132,8 +131,9 @@ class ExaminationJob(Job):
             from moebench.protocols.language_model.harness import examine  # slow to import
 
             local = self.prepared / "tasks"
-            others = {name: shots for name, shots in self.plan["tasks"].items() if name not in CONSTRUCTED_TASKS}
-            if local.is_dir():
+            there = {path.stem for path in local.glob("*.yaml")}
+            others = {name: shots for name, shots in self.plan["tasks"].items() if name not in there}
+            if there:
                 examine(self.decoder, self.pieces, local, folder, self.plan["examine_batch"])
             if others:
                 examine(self.decoder, self.pieces, others, folder, self.plan["examine_batch"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -19,6 +20,7 @@ from lm_eval.api.model import TemplateLM
 from moebench.errors import MoebenchError, nearest
 from moebench.files import atomic_write, read_jsonl, write_jsonl
 from moebench.models.decoder import Decoder, generate
+from moebench.protocols.language_model.config import SEVERAL_RIGHT, XNLI_TASKS
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from moebench.data.lm_tokenizer import Pieces
 
 Row = dict[str, Any]
+Pair = tuple[list[int], list[int]]
+"""Pieces of a context and of its continuation."""
 
 FEW_SHOT_SEED = 1234
 """Draws the examples in the prompts; lm-eval's own default."""
@@ -66,7 +70,7 @@ class Examinee(TemplateLM):
         """Return the beginning of a document and the pieces of a text."""
         return [self.pieces.bos, *self.pieces.encode(string)]
 
-    def pairs(self, arguments: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+    def pairs(self, arguments: Sequence[tuple[str, str]]) -> list[Pair]:
         """Encode contexts and continuations together and part them where the context alone ends, as lm-eval does for all causal models.
 
         A space at the end of a context goes to the continuation; an empty context is the beginning of a document.
@@ -78,39 +82,38 @@ class Examinee(TemplateLM):
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """Return for each (context, continuation) the sum of the continuation's token log-probabilities, and whether each is the likeliest.
 
-        An empty context is the beginning of a document; an empty continuation has (0, true).
-
-        Raises:
-            MoebenchError: a continuation is longer than the decoder's context.
+        An empty context is the beginning of a document; an empty continuation has (0, true). A continuation longer than the decoder's
+        context goes through in windows, as in `loglikelihood_rolling`, its first piece after the last one of the context.
         """
-        arguments = [request.args for request in requests]
-        return self._loglikelihood_tokens([(texts, *pair) for texts, pair in zip(arguments, self.pairs(arguments), strict=True)])
+        return self._summed(
+            self._windows(continuation, context[-1]) if len(continuation) > self.window else [(context, continuation)]
+            for context, continuation in self.pairs([request.args for request in requests])
+        )
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
         """Return for each text the sum of all its tokens' log-probabilities, in lm-eval's windows: each token is predicted once."""
+        texts = self.pieces.encode_batch([request.args[0] for request in requests])
+        return [value for value, _ in self._summed(self._windows(ids, self.pieces.bos) for ids in texts)]
+
+    def _windows(self, ids: list[int], before: int) -> list[Pair]:
+        """The ids as continuations that each fit with their contexts; the piece ``before`` is the context of the first."""
         from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-        windows, owners = [], []
-        for owner, ids in enumerate(self.pieces.encode_batch([request.args[0] for request in requests])):
-            for pair in get_rolling_token_windows(ids, prefix_token=self.pieces.bos, max_seq_len=self.window, context_len=1):
-                windows.append((("", ""), *make_disjoint_window(pair)))
-                owners.append(owner)
-        sums = [0.0] * len(requests)
-        for owner, (value, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
-            sums[owner] += value
-        return sums
+        windows = get_rolling_token_windows(ids, prefix_token=before, max_seq_len=self.window, context_len=1)
+        return [make_disjoint_window(window) for window in windows]
+
+    def _summed(self, texts: Iterable[list[Pair]]) -> list[tuple[float, bool]]:
+        """Of the windows of each text the sum of their log-likelihoods, and whether all are the likeliest."""
+        texts = list(texts)
+        found = iter(self._loglikelihood_tokens([(("", ""), *pair) for pair in chain.from_iterable(texts)]))
+        parts = [list(islice(found, len(windows))) for windows in texts]
+        return [(sum((value for value, _ in part), 0.0), all(best for _, best in part)) for part in parts]
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
     ) -> list[tuple[float, bool]]:
         results = [(0.0, True)] * len(requests)
         lengths = {place: len(context) + len(continuation) for place, (_, context, continuation) in enumerate(requests) if continuation}
-        for place in lengths:
-            if len(requests[place][2]) > self.window:
-                raise MoebenchError(
-                    f"a continuation has {len(requests[place][2])} pieces, more than the decoder's context of {self.window}: "
-                    f"{requests[place][0][1][:60]!r}…"
-                )
         for places in _batches(lengths, self.batch):
             values, greedy = self._score([requests[place][1:] for place in places])
             for place, value, best in zip(places, values, greedy, strict=True):
@@ -118,7 +121,7 @@ class Examinee(TemplateLM):
         return results
 
     @torch.inference_mode()
-    def _score(self, pairs: list[tuple[list[int], list[int]]]) -> tuple[list[float], list[bool]]:
+    def _score(self, pairs: list[Pair]) -> tuple[list[float], list[bool]]:
         """Log-likelihood and greediness of a batch's continuations. Rows are padded on the right; logits are of predicted tokens alone."""
         inputs = [torch.tensor([*context, *continuation][:-1][-self.window :]) for context, continuation in pairs]
         ids_BS = torch.nn.utils.rnn.pad_sequence(inputs, batch_first=True, padding_value=self.pieces.pad)
@@ -191,28 +194,50 @@ def _cut(text: str, until: Iterable[str]) -> str:
 # ------------------------------------------------------------------------------------------------------------------ tasks
 
 
+OWN_SETTINGS = {
+    "output_type": "multiple_choice",
+    "doc_to_text": "context",
+    "doc_to_choice": "choices",
+    "doc_to_target": "label",
+    "metric_list": [{"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in ("acc", "acc_norm")],
+    "num_fewshot": 0,
+    "metadata": {"version": 1},
+}
+"""Of tasks that the harness does not have."""
+
+
 def write_tasks(folder: Path, items: Mapping[str, list[Row]]) -> None:
-    """Write multiple-choice tasks (name → rows of id, context, choices, label) as lm-eval reads them: ``<task>.jsonl`` and ``<task>.yaml``.
+    """Write multiple-choice tasks as lm-eval reads them: ``<task>.jsonl`` and ``<task>.yaml``.
 
     Any model can be asked them, in that folder: ``lm_eval --include_path . --tasks role --model …``.
+
+    Args:
+        folder: may hold other tasks.
+        items: name → rows of id, context, choices, label; of XNLI in a language, which the harness asks in its own words: id, premise,
+            hypothesis, label.
     """
     for name, rows in items.items():
         write_jsonl(folder / f"{name}.jsonl", rows)
-        config = {
+        place = {
             "task": name,
             "dataset_path": "json",
             "dataset_kwargs": {"data_files": {"test": f"{name}.jsonl"}},
             "test_split": "test",
-            "output_type": "multiple_choice",
-            "doc_to_text": "context",
-            "doc_to_choice": "choices",
-            "doc_to_target": "label",
-            "metric_list": [{"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in ("acc", "acc_norm")],
-            "num_fewshot": 0,
-            "metadata": {"version": 1},
         }
         with atomic_write(folder / f"{name}.yaml") as handle:
-            yaml.safe_dump(config, handle, sort_keys=False)
+            settings = xnli_settings(name) if name in XNLI_TASKS else OWN_SETTINGS
+            yaml.safe_dump(place | settings, handle, sort_keys=False, allow_unicode=name in XNLI_TASKS)
+
+
+def xnli_settings(name: str) -> Row:
+    """What the harness' own task says, its data set aside: how a pair becomes three texts, in the words of its language."""
+    import lm_eval.tasks
+
+    folder = Path(lm_eval.tasks.__file__).parent / "xnli"
+    own = yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8"))
+    shared = yaml.safe_load((folder / own.pop("include")).read_text(encoding="utf-8"))
+    data = ("task", "dataset_path", "dataset_name", "training_split", "validation_split")
+    return {key: value for key, value in (shared | own).items() if key not in data} | {"num_fewshot": 0}
 
 
 def local_tasks(folder: Path) -> dict[str, ConfigurableTask]:
@@ -268,7 +293,8 @@ def examine(
     """Examine a decoder with lm-eval and write ``choices/<task>.jsonl`` into ``folder``, a row a test item.
 
     A row has ``id``, ``label`` (index of the right choice), and one value a choice of ``loglikelihoods``, ``lengths_bytes``,
-    ``lengths_characters`` (by which lm-eval's ``acc_norm`` divides) and ``lengths_tokens``.
+    ``lengths_characters`` (by which lm-eval's ``acc_norm`` divides) and ``lengths_tokens``; of `SEVERAL_RIGHT` also ``right``, 1 where a
+    choice is.
 
     Args:
         decoder: what is examined; it is in evaluation mode afterwards.
@@ -315,6 +341,7 @@ def _row(sample: Row, task: ConfigurableTask, lengths: Mapping[tuple[str, str], 
         "lengths_bytes": [len(choice.encode()) for choice in choices],
         "lengths_characters": [len(choice) for choice in choices],
         "lengths_tokens": [lengths[tuple(arguments)] for arguments in sample["arguments"]],
+        **({"right": document["mc2_targets"]["labels"]} if task.config.task == SEVERAL_RIGHT else {}),
     }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from moebench.protocols.language_model.config import CONSTRUCTED_TASKS
+from moebench.protocols.language_model.config import CONSTRUCTED_TASKS, SEVERAL_RIGHT, XNLI
 from moebench.protocols.language_model.numbers import ALL, AVERAGE, MOST_SEEDS, ROUTED, TEXT, Expected, Key, Values
 from moebench.results.rendering import Block
 from moebench.results.statistics import LEAST_SEEDS, MARGIN, Bar, mean
@@ -36,17 +36,26 @@ MEASURES = {
 SCALE = {"macs_per_token": 1e-3}
 """Measure → factor between the CSV and what readers are shown."""
 TASK_NAMES = {
-    "arc_easy": "ARC-E",
-    "piqa": "PIQA",
-    "social_iqa": "SIQA",
-    "winogrande": "WINO",
-    "hellaswag": "HELLA",
-    "mnli": "MNLI",
-    "qnli": "QNLI",
-    "sst2": "SST2",
-    AVERAGE: "AVG",
+    "arc_easy": ("ARC-E",),
+    "piqa": ("PIQA",),
+    "social_iqa": ("SIQA",),
+    "winogrande": ("WINO", "WinoGrande"),
+    "hellaswag": ("HELLA", "HellaSwag"),
+    "mnli": ("MNLI",),
+    "qnli": ("QNLI",),
+    "sst2": ("SST2",),
+    "arc_challenge": ("ARC-C",),
+    "rte": ("RTE",),
+    "openbookqa": ("OpenBookQA",),
+    "boolq": ("BoolQ",),
+    "truthfulqa_mc1": ("TruthfulQA mc1", "TruthfulQA"),
+    "truthfulqa_mc2": ("TruthfulQA mc2", "TruthfulQA"),
+    XNLI: ("XNLI",),
+    AVERAGE: ("AVG", "average"),
 }
-"""Task → what the paper's tables call it."""
+"""Task → what it is called here, and by the papers' tables."""
+CHANCE = {"continuation": 1 / 4, XNLI: 1 / 3}
+"""Accuracy of a guess, of tasks by language with more than two choices."""
 LIKELIHOOD_MEANING = (
     "Of the held-out text, all tokens but the first of each document and row; bits a byte divide by the bytes of the text, so that they"
     " compare between tokenizers. Lower is better."
@@ -67,6 +76,11 @@ def keys_of(tasks: Iterable[str], metric: str = "accuracy") -> list[Key]:
     return [(task, "", metric) for task in tasks]
 
 
+def one_right(tasks: Iterable[str]) -> list[str]:
+    """Those of the tasks whose items have one right choice."""
+    return [task for task in tasks if task != SEVERAL_RIGHT]
+
+
 def text_keys(expected: Expected, metrics: Sequence[str]) -> list[Key]:
     """Keys of likelihood."""
     return [(TEXT, text, metric) for metric in metrics for text in expected.texts]
@@ -79,7 +93,14 @@ def heading_of(key: Key) -> str:
         return f"{MEASURES[metric][0]}, {language}"
     if task == ROUTED:
         return MEASURES[metric][0]
-    return TASK_NAMES.get(task, task)
+    if language:
+        return "mean" if language == ALL else language
+    return name_of(task)
+
+
+def name_of(task: str) -> str:
+    """What a task is called here."""
+    return TASK_NAMES.get(task, (task,))[0]
 
 
 def grid(table: pd.DataFrame, heading: str, text: Sequence[str], keys: Sequence[Key], more: Sequence[tuple[str, ...]] = ()) -> Block:
@@ -95,15 +116,15 @@ def _cell(row: dict[str, Any], metric: str) -> str:
     return measured_cell(row | scaled, MEASURES[metric][1])
 
 
-def difference_grid(table: pd.DataFrame, expected: Expected, keys: Sequence[Key], text: Sequence[str] = ()) -> Block:
-    """Differences to the baseline."""
+def difference_grid(table: pd.DataFrame, expected: Expected, keys: Sequence[Key], text: Sequence[str] = (), what: str = "") -> Block:
+    """Differences to the baseline; ``what`` ends the heading."""
     cells, labels = _cells(table)
     rows = tuple(
         (label, *(difference_cell(cells[name, key], MEASURES[key[2]][1]) for key in keys))
         for name, label in labels.items()
         if name != expected.baseline
     )
-    return Block(f"Difference to {expected.label}", (*text, difference_meaning(expected)), ("method", *map(heading_of, keys)), rows)
+    return Block(f"Difference to {expected.label}{what}", (*text, difference_meaning(expected)), ("method", *map(heading_of, keys)), rows)
 
 
 def undecided(table: pd.DataFrame, expected: Expected, keys: Sequence[Key]) -> list[Block]:
@@ -171,7 +192,9 @@ def main_blocks(table: pd.DataFrame, expected: Expected, verdicts: Mapping[str, 
     tested = [*text_keys(expected, ("nll",)), *tasks]
     blocks = [grid(table, "Likelihood of held-out text", (SPREAD, LIKELIHOOD_MEANING), likelihood)]
     if expected.tasks:
-        blocks.append(grid(table, "Zero-shot accuracy", (SPREAD, *_said(expected, verdicts)), tasks, _floors(expected, shallow)))
+        blocks.append(
+            grid(table, "Zero-shot accuracy", (SPREAD, *_said(expected, verdicts)), tasks, _floors(keys_of(expected.tasks), shallow))
+        )
     blocks.append(difference_grid(table, expected, tested))
     blocks += undecided(table, expected, tested)
     which = expected.experiment.setting.beside
@@ -183,17 +206,20 @@ def main_blocks(table: pd.DataFrame, expected: Expected, verdicts: Mapping[str, 
     ]
 
 
+VERDICTS = {
+    "yes": "counts",
+    "no": "is not clearly better than shallow baselines",
+    "ceiling": "is within as much of 100",
+    "undecided": f"is undecided (takes {LEAST_SEEDS} seeds and a shallow baseline)",
+}
+
+
 def _said(expected: Expected, verdicts: Mapping[str, Bar]) -> list[str]:
     made = [task for task in expected.tasks if task in CONSTRUCTED_TASKS]
     if not made:
-        return ["The predicted choice is the likeliest by its whole log-likelihood; tasks as lm-evaluation-harness defines them."]
-    words = {
-        "yes": "counts",
-        "no": "is not clearly better than shallow baselines",
-        "ceiling": "is within as much of 100",
-        "undecided": f"is undecided (takes {LEAST_SEEDS} seeds and a shallow baseline)",
-    }
-    verdict = "; ".join(f"`{task}` {words[verdicts[task].verdict]}" for task in made)
+        several = f" Of {name_of(SEVERAL_RIGHT)} it is the probability of all right choices." if SEVERAL_RIGHT in expected.tasks else ""
+        return [f"The predicted choice is the likeliest by its whole log-likelihood; tasks as lm-evaluation-harness defines them.{several}"]
+    verdict = "; ".join(f"`{task}` {VERDICTS[verdicts[task].verdict]}" for task in made)
     return [
         "Tasks in the constructed pivot language, with exact answers (`docs/TASKS_OF_LANGUAGE_MODELS.md`); the predicted choice is the"
         " likeliest by its whole log-likelihood, and nothing is shown before the question.",
@@ -202,15 +228,59 @@ def _said(expected: Expected, verdicts: Mapping[str, Bar]) -> list[str]:
     ]
 
 
-def _floors(expected: Expected, shallow: Values) -> list[tuple[str, ...]]:
-    """A row for each shallow baseline."""
-    names = sorted({name for task in expected.tasks for name in shallow.get((task, "", "accuracy"), {})})
+def _floors(keys: Sequence[Key], shallow: Values) -> list[tuple[str, ...]]:
+    """A row for each shallow baseline; of a mean over the keys nothing is said."""
+    names = sorted({name for key in keys for name in shallow.get(key, {})})
 
-    def cell(name: str, task: str) -> str:
-        found = shallow.get((task, "", "accuracy"), {}).get(name)
+    def cell(name: str, key: Key) -> str:
+        found = shallow.get(key, {}).get(name)
         return number(mean(list(found.values())), 1) if found else EMPTY
 
-    return [(f"shallow: {name}", *(cell(name, task) for task in expected.tasks), EMPTY) for name in names]
+    return [(f"shallow: {name}", *(cell(name, key) for key in keys), EMPTY) for name in names]
+
+
+def language_keys(expected: Expected, task: str) -> list[Key]:
+    """Keys of a task's accuracy in each language, and of the mean over them."""
+    return [(task, language, "accuracy") for language in (*expected.languages[task], ALL)]
+
+
+def language_blocks(
+    table: pd.DataFrame, expected: Expected, verdicts: Mapping[Key, Bar], shallow: Values, items: Mapping[str, int], beside: str
+) -> list[Block]:
+    """Zero-shot accuracy by language, in the pattern of Table 3 of MH-MoE (arXiv 2404.15045).
+
+    Args:
+        table: accuracies of the keys of all tasks.
+        expected: what there should be.
+        verdicts: whether each language counts.
+        shallow: accuracies of the shallow baselines.
+        items: task → items of a language, the fewest.
+        beside: the published table of these languages; empty: none.
+    """
+    blocks: list[Block] = []
+    for task in expected.languages:
+        keys, what = language_keys(expected, task), f", {name_of(task)}"
+        text = _languages_said(expected, task, verdicts, items.get(task))
+        blocks.append(grid(table, f"Zero-shot accuracy{what}", (SPREAD, *text), keys, _floors(keys[:-1], shallow)))
+        blocks.append(difference_grid(table, expected, keys, what=what))
+    return [*blocks, *published_block(expected, beside, expected.of("main")), *holes(table)]
+
+
+def _languages_said(expected: Expected, task: str, verdicts: Mapping[Key, Bar], items: int | None) -> list[str]:
+    chance = CHANCE.get(task, 1 / 2)
+    spread = f", with a standard error of {100 * math.sqrt(chance * (1 - chance) / items):.1f} on {items:,} items" if items else ""
+    guess = f"A guess is right in {100 * chance:.1f} %{spread}."
+    if task not in CONSTRUCTED_TASKS:
+        return [
+            "Premise, question word, and yes, also or no before the hypothesis, in the words that lm-evaluation-harness has for each"
+            f" language: the prediction is the likeliest of the three whole texts. {guess}"
+        ]
+    made = "; ".join(f"{key[1]} {VERDICTS[verdicts[key].verdict]}" for key in language_keys(expected, task)[:-1])
+    return [
+        f"The items of `{task}` (`docs/TASKS_OF_LANGUAGE_MODELS.md`) in the constructed languages of the texts, the same meanings in each."
+        f" {guess}",
+        f"A language counts, and enters the mean, by the rule of the main table: {made}.",
+    ]
 
 
 def calibration_blocks(table: pd.DataFrame, expected: Expected) -> list[Block]:
@@ -222,7 +292,7 @@ def calibration_blocks(table: pd.DataFrame, expected: Expected) -> list[Block]:
     blocks: list[Block] = []
     for metric in ("nll", "brier", "ece", "accuracy_normalised"):
         heading = "NLL, nats a question" if metric == "nll" else MEASURES[metric][0]
-        blocks.append(grid(table, heading, (meaning, SPREAD) if not blocks else (), keys_of(expected.tasks, metric)))
+        blocks.append(grid(table, heading, (meaning, SPREAD) if not blocks else (), keys_of(one_right(expected.tasks), metric)))
     return [*blocks, *holes(table)]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
@@ -18,7 +18,7 @@ from moebench.results.statistics import Bar, bar, deviation, mean
 from moebench.results.tables import differences, frame, rows_of
 
 TEXT, ROUTED, ALL, AVERAGE = "text", "routing", "all", "average"
-"""Tasks of records: likelihood of held-out text, use of experts; the language of what is over all blocks; the mean over tasks."""
+"""Tasks of records: likelihood of held-out text, use of experts; the language of means over blocks or languages; the mean over tasks."""
 MOST_SEEDS = 1000
 """More seeds than this are not asked for."""
 
@@ -34,12 +34,14 @@ class Expected(tables.Expected):
 
     Attributes:
         texts: names of the texts that perplexity is measured on.
-        tasks: zero-shot tasks.
+        tasks: zero-shot tasks of the main table: in the pivot, or in English.
+        languages: task → its languages, of those that are asked in others too; the pivot goes by its text's name.
     """
 
     methods: Mapping[str, Method]
     texts: tuple[str, ...]
     tasks: tuple[str, ...]
+    languages: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def of(self, table: str) -> list[str]:
         """Names of the methods of a table: the baseline, which is in every table, then the others in the setting's order."""
@@ -59,22 +61,46 @@ def values_of(records: pd.DataFrame, stage: str = "finetune") -> Values:
 def with_average(values: Values, tasks: Sequence[str], metrics: Sequence[str]) -> Values:
     """Add the mean over ``tasks`` of each metric, of every method and seed that has all of them."""
     for metric in metrics:
-        parts = [values.get((task, "", metric), {}) for task in tasks]
-        for method in set.intersection(*(set(part) for part in parts)) if parts else ():
-            for seed in set.intersection(*(set(part[method]) for part in parts)):
-                values[AVERAGE, "", metric][method][seed] = mean([part[method][seed] for part in parts])
+        _add_mean(values, (AVERAGE, "", metric), [(task, "", metric) for task in tasks])
     return values
 
 
+def with_languages(values: Values, shallow: Values, expected: Expected, pivot: str) -> dict[Key, Bar]:
+    """Add the accuracies of the pivot under its text's name, and the mean over the languages that count, under `ALL`.
+
+    Returns:
+        Whether each language counts, by the rule of `counted`.
+    """
+    verdicts: dict[Key, Bar] = {}
+    for task, languages in expected.languages.items():
+        keys: list[Key] = [(task, language, "accuracy") for language in languages]
+        for found in (values, shallow):
+            if pivot in languages and (mine := found.get((task, "", "accuracy"))):
+                found[task, pivot, "accuracy"] = mine
+        verdicts |= {key: verdict(values, shallow, key, expected.baseline) for key in keys}
+        _add_mean(values, (task, ALL, "accuracy"), [key for key in keys if verdicts[key].verdict == "yes"])
+    return verdicts
+
+
+def _add_mean(values: Values, where: Key, keys: Sequence[Key]) -> None:
+    """Add the mean over keys, of every method and seed that has all of them."""
+    parts = [values.get(key, {}) for key in keys]
+    for method in set.intersection(*(set(part) for part in parts)) if parts else ():
+        for seed in set.intersection(*(set(part[method]) for part in parts)):
+            values[where][method][seed] = mean([part[method][seed] for part in parts])
+
+
 def counted(values: Values, shallow: Values, expected: Expected) -> dict[str, Bar]:
-    """Decide which tasks count, by the baseline method's accuracy (`moebench.results.statistics.bar`); those of the harness do anyway."""
-    result = {}
-    for task in expected.tasks:
-        key = (task, "", "accuracy")
-        floors = {name: mean(list(seeds.values())) for name, seeds in shallow.get(key, {}).items()}
-        seeds = list(values.get(key, {}).get(expected.baseline, {}).values())
-        result[task] = bar(seeds, floors) if task in CONSTRUCTED_TASKS else Bar("yes", None, None)
-    return result
+    """Decide which tasks of the main table count."""
+    return {task: verdict(values, shallow, (task, "", "accuracy"), expected.baseline) for task in expected.tasks}
+
+
+def verdict(values: Values, shallow: Values, key: Key, baseline: str) -> Bar:
+    """Decide whether a task counts, by the baseline method's accuracy (`moebench.results.statistics.bar`); the harness' do anyway."""
+    if key[0] not in CONSTRUCTED_TASKS:
+        return Bar("yes", None, None)
+    floors = {name: mean(list(seeds.values())) for name, seeds in shallow.get(key, {}).items()}
+    return bar(list(values.get(key, {}).get(baseline, {}).values()), floors)
 
 
 COLUMNS = (
@@ -138,12 +164,14 @@ def seeds_needed(differences: Sequence[float]) -> int | None:
 
 def _hole(expected: Expected, values: Values, key: Key, name: str) -> str:
     method, found = expected.methods[name], values.get(key, {}).get(name, {})
-    task, _, metric = key
+    task, language, metric = key
     if task == ROUTED and metric != "macs_per_token" and method.layer == "dense":
         return "no experts"
     if metric == "coupling" and not found and values.get((ROUTED, ALL, "load_entropy"), {}).get(name):
         return "no router with a row an expert"
     if task == AVERAGE and not found:
         return "no task counts, or not every task is there"
+    if language == ALL and task != ROUTED and not found:
+        return "no language counts, or not every language is there"
     missing = [seed for seed in expected.seeds if seed not in found]
     return f"missing: `{expected.make('finetune', name, missing[0], EXAMINATION)}`" if missing else ""

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from moebench.config import benchmark_folder
 from moebench.data import corpus, lm_tokenizer, packing
+from moebench.errors import MoebenchError
 from moebench.experiment import Experiment
 from moebench.files import read_object, write_json
 from moebench.protocol import Plan
-from moebench.protocols.language_model.config import CONSTRUCTED_TASKS, Benchmarks, Data, Docstrings, Files, Made, Streamed, Text
+from moebench.protocols.language_model.config import XNLI, Benchmarks, Data, Docstrings, Files, Made, Streamed, Text, language_of
 from moebench.protocols.language_model.harness import write_tasks
 from moebench.protocols.language_model.runs import EXAMINATION
 
@@ -46,12 +48,14 @@ def plan(experiment: Experiment) -> Plan:
         from moebench.data.files import FilesSource
 
         what["benchmark_files"] = FilesSource(benchmark_folder(experiment.root), data.benchmarks).files()
+    if data.xnli:
+        what["lm_eval"] = version("lm_eval")  # whose prompts are written into the tasks
     return Plan(what, [__name__, *(MODULE[name] for name in sorted(used))], [module for name, module in MODULE.items() if name not in used])
 
 
 def parts(experiment: Experiment) -> dict[str, list[str]]:
     """Part of the data → what runs of it read."""
-    tasks = ["tasks"] if any(name in CONSTRUCTED_TASKS for name in experiment.data.tasks) else []
+    tasks = ["tasks"] if experiment.data.prepared_tasks else []
     return {"train": ["train", "tokenizer"], EXAMINATION: ["validation", "tokenizer", *tasks]}
 
 
@@ -61,7 +65,7 @@ def prepare(experiment: Experiment, folder: Path, say: Callable[[str], object]) 
     ``train/<text>.npy`` and ``validation/<text>.npy`` hold rows of S ids; what does not fill a last row is left out.
 
     Raises:
-        MoebenchError: a source is not there, or gives too little text for a row.
+        MoebenchError: a source is not there, or gives too little text for a row; or XNLI has no labelled file of a language asked.
     """
     data: Data = experiment.data
     shared: dict[str, Any] = {}
@@ -84,9 +88,17 @@ def prepare(experiment: Experiment, folder: Path, say: Callable[[str], object]) 
             counts.setdefault(name, {})[split] = found
 
     say("tasks")
-    if asked := [name for name in data.tasks if name in CONSTRUCTED_TASKS]:
-        (pivot,) = (source for source in sources.values() if isinstance(source.text, Made) and source.text.language == 0)
-        write_tasks(folder / "tasks", {name: pivot.items(name) for name in asked})
+    for text in data.made:
+        write_tasks(folder / "tasks", {name: sources[text].items(language_of(name)[0]) for name in data.asked_of(text)})
+    if data.xnli:
+        tests = shared["source"].test(XNLI)
+        for name in data.xnli:
+            if language_of(name)[1] not in tests:
+                raise MoebenchError(
+                    f"{experiment.data_file}: key 'tasks' names {name!r}, and {benchmark_folder(experiment.root)} has no labelled XNLI file"
+                    f" of that language; there are: {', '.join(tests)}"
+                )
+        write_tasks(folder / "tasks", {name: [xnli_row(row) for row in tests[language_of(name)[1]]] for name in data.xnli})
     write_json(
         folder / "manifest.json",
         {
@@ -97,6 +109,12 @@ def prepare(experiment: Experiment, folder: Path, say: Callable[[str], object]) 
             "texts": counts,
         },
     )
+
+
+def xnli_row(row: dict[str, Any]) -> dict[str, Any]:
+    """A pair as the hub's ``facebook/xnli`` has it, which the harness reads: ``label`` is a number."""
+    number = ("entailment", "neutral", "contradiction").index(row["label"])
+    return {"id": row["id"], "premise": row["text_a"], "hypothesis": row["text_b"], "label": number}
 
 
 class _Source:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from moebench.experiment import Experiment, Run
 from moebench.files import read_json, read_jsonl
 from moebench.metrics import calibration
 from moebench.metrics.uncertainty import FLOOR
-from moebench.protocols.language_model.config import Data
+from moebench.protocols.language_model.config import Data, language_of
 from moebench.results.scored import Row, Scored
+from moebench.results.statistics import mean
 
 
 def score(experiment: Experiment, judged: Collection[str], finished: Collection[Run]) -> Scored:
@@ -57,13 +59,15 @@ def chosen(task: str, path: Path) -> list[Row]:
 
     The prediction is the likeliest choice, or, normalised, the likeliest a character, as lm-evaluation-harness has ``acc`` and
     ``acc_norm``; the probabilities of calibration are softmax over the choices of their whole log-likelihoods. Accuracies are in percent.
+    Where several choices are ``right`` there is one measure, which the harness calls ``acc`` too: the probability of all of them.
 
     Raises:
         MoebenchError: a row is not as it should be.
     """
     rows = read_jsonl(path)
     for number, row in enumerate(rows):
-        sizes = {len(row[key]) if isinstance(row.get(key), list) else -1 for key in ("loglikelihoods", "lengths_characters")}
+        keys = ("loglikelihoods", "lengths_characters", *(("right",) if "right" in rows[0] else ()))
+        sizes = {len(row[key]) if isinstance(row.get(key), list) else -1 for key in keys}
         if len(sizes) > 1 or not isinstance(row.get("label"), int) or not 0 <= row["label"] < min(sizes):
             raise MoebenchError(f"{path}: line {number + 1} should have label, loglikelihoods and lengths_characters of as many choices")
     if not rows:
@@ -76,14 +80,19 @@ def chosen(task: str, path: Path) -> list[Row]:
         lengths_NC[place, : len(row["lengths_characters"])] = np.maximum(row["lengths_characters"], 1)
     probs_NC = np.exp(scores_NC - scores_NC.max(axis=1, keepdims=True))
     probs_NC /= probs_NC.sum(axis=1, keepdims=True)
-    values = {
-        "accuracy": 100 * float((scores_NC.argmax(axis=1) == label_N).mean()),
-        "accuracy_normalised": 100 * float(((scores_NC / lengths_NC).argmax(axis=1) == label_N).mean()),
-        "nll": calibration.nll(probs_NC, label_N, FLOOR),
-        "brier": calibration.brier(probs_NC, label_N),
-        "ece": calibration.ece(probs_NC, label_N),
-    }
-    return [{"task": task, "language": "", "metric": metric, "value": value, "n": len(rows)} for metric, value in values.items()]
+    if "right" in rows[0]:
+        right = [math.fsum(probs_NC[place][np.flatnonzero(row["right"])]) for place, row in enumerate(rows)]
+        values = {"accuracy": 100 * mean(right)}
+    else:
+        values = {
+            "accuracy": 100 * float((scores_NC.argmax(axis=1) == label_N).mean()),
+            "accuracy_normalised": 100 * float(((scores_NC / lengths_NC).argmax(axis=1) == label_N).mean()),
+            "nll": calibration.nll(probs_NC, label_N, FLOOR),
+            "brier": calibration.brier(probs_NC, label_N),
+            "ece": calibration.ece(probs_NC, label_N),
+        }
+    kind, language = language_of(task)
+    return [{"task": kind, "language": language, "metric": metric, "value": value, "n": len(rows)} for metric, value in values.items()]
 
 
 def norm_points(path: Path) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import pandas as pd
 
 from moebench.protocols.language_model import figures, layout, numbers
-from moebench.protocols.language_model.config import CHOICES
+from moebench.protocols.language_model.config import CHOICES, XNLI, XNLI_LANGUAGES, Data, language_of
 from moebench.protocols.language_model.numbers import ALL, AVERAGE, ROUTED, Key
+from moebench.published import Table
 from moebench.results.tables import Document, Expected, Figure, Measured, frame, title
 
 FILES = """\
@@ -19,6 +21,7 @@ FILES = """\
 | `costs.csv`, `costs.md` | of each run: seconds, tokens a second, peak memory, parameters; the second in short, for each method |
 | `curves.csv` | norms of experts over training, of every method and seed that selects by them |
 | `table<n>_main.csv` `.md` `.tex` | likelihood of held-out text and zero-shot accuracy, differences, published values |
+| `table<n>_languages.csv` `.md` `.tex` | zero-shot accuracy by language; where a task is asked in several |
 | `calibration.csv` `.md` `.tex` | how far the probabilities of choices can be trusted |
 | `routing.csv` `.md` `.tex` | how experts are used, over all blocks; the CSV also block by block, the data of the figures |
 | `table3_selection.csv` `.md` `.tex` | other ways to select experts; where such methods run |
@@ -70,7 +73,7 @@ def published_sizes() -> dict[str, tuple[int, float]]:
 def tables(expected: Expected, measured: Measured) -> list[Document | Figure]:
     """Make the tables and figures; the first is the one to look at."""
     data = expected.experiment.data
-    every = numbers.Expected(**vars(expected), texts=tuple(data.texts), tasks=tuple(data.tasks))
+    every = numbers.Expected(**vars(expected), texts=tuple(data.texts), **_tasks(data))
     values, shallow = numbers.values_of(measured.records), numbers.values_of(measured.records, "baseline")
     verdicts = numbers.counted(values, shallow, every)
     counting = [task for task in every.tasks if verdicts[task].verdict == "yes"]
@@ -79,10 +82,7 @@ def tables(expected: Expected, measured: Measured) -> list[Document | Figure]:
     likelihood = layout.text_keys(every, ("nll", "perplexity", "bits_per_byte"))
     beside = expected.published.tables.get(expected.experiment.setting.beside)
 
-    def cell(task: str) -> Any:
-        return lambda row: beside.cell(row, layout.TASK_NAMES.get(task, "")) if beside else ""
-
-    printed = {key: cell(key[0]) for key in tasks}
+    printed = {key: _printed(beside, layout.TASK_NAMES.get(key[0], ())) for key in tasks}
     main = every.of("main")
     table2 = numbers.summary(values, every, main, [*likelihood, *tasks], True, printed)
     documents: list[Document | Figure] = [
@@ -94,9 +94,11 @@ def tables(expected: Expected, measured: Measured) -> list[Document | Figure]:
         )
     ]
     if every.tasks:
-        keys: list[Key] = [(task, "", metric) for metric in CHOICES for task in every.tasks]
+        keys: list[Key] = [(task, "", metric) for metric in CHOICES for task in layout.one_right(every.tasks)]
         table = numbers.summary(values, every, main, keys, False)
         documents.append(Document("calibration", title(every, "calibration of choices"), layout.calibration_blocks(table, every), table))
+    if every.languages:
+        documents.append(_languages(values, shallow, every, main, measured.records))
     documents += _routing(values, every, main)
     if len(every.of("selection")) > 1:
         table3 = numbers.summary(values, every, every.of("selection"), [*likelihood, *tasks], True)
@@ -115,6 +117,43 @@ def tables(expected: Expected, measured: Measured) -> list[Document | Figure]:
         Figure("load", figures.loads(values, every, [every.baseline, *selecting])),
     ]
     return [*documents, *(Figure(f"norms_{name}", figures.norms(measured.curves, every, name)) for name in selecting)]
+
+
+def _tasks(data: Data) -> dict[str, Any]:
+    """``tasks`` of the main table, and ``languages`` of those that are asked in others; the pivot goes by its text's name there."""
+    pivot = _pivot(data)
+    asked = [language_of(name) for name in data.tasks]
+    several = dict.fromkeys(task for task, language in asked if language)
+    languages = {task: tuple(language or pivot for one, language in asked if one == task) for task in several}
+    return {"tasks": tuple(task for task, language in asked if not language), "languages": languages}
+
+
+def _pivot(data: Data) -> str:
+    """Name of the text in the constructed pivot language; empty: none is."""
+    return next((name for name, language in data.made.items() if not language), "")
+
+
+def _printed(table: Table | None, columns: Sequence[str]) -> Callable[[str | None], str]:
+    """What a published table has in the first of the columns that has something, by the row's name."""
+    return lambda row: next((found for column in columns if table and (found := table.cell(row, column))), "")
+
+
+def _languages(
+    values: numbers.Values, shallow: numbers.Values, every: numbers.Expected, main: list[str], records: pd.DataFrame
+) -> Document:
+    """Accuracy by language, beside the published table whose columns are XNLI's languages."""
+    verdicts = numbers.with_languages(values, shallow, every, _pivot(every.experiment.data))
+    published = every.published.tables
+    beside = next((name for name, table in published.items() if set() < {*table.columns} - {"average"} <= {*XNLI_LANGUAGES}), "")
+    keys = [key for task in every.languages for key in layout.language_keys(every, task)]
+    printed = {key: _printed(published.get(beside), ["average" if key[1] == ALL else key[1]]) for key in keys if key[0] == XNLI}
+    table = numbers.summary(values, every, main, keys, True, printed)
+    tested = records[(records["stage"] == "finetune") & (records["metric"] == "accuracy")]
+    items = {str(task): int(n) for task, n in tested.groupby("task")["n"].min().items()}
+    blocks = layout.language_blocks(table, every, verdicts, shallow, items, beside)
+    return Document(
+        f"table{beside}_languages" if beside else "languages", title(every, "zero-shot inference by language", beside), blocks, table
+    )
 
 
 def _columns(every: numbers.Expected, table: str) -> list[tuple[str, ...]]:
