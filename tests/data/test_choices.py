@@ -194,6 +194,71 @@ def test_no_choice_shares_more_with_its_context_than_another(tasks):
         assert len({sum(piece in known for piece in choice.split()) for choice in item["choices"]}) == 1
 
 
+# ------------------------------------------------------------------------------------------------------ in every language
+
+EIGHT = Constructed(languages=8, documents=1, test=160)
+
+
+@pytest.fixture(scope="module")
+def sources():
+    return [ChoiceSource(EIGHT, language) for language in range(EIGHT.languages)]
+
+
+@pytest.fixture(scope="module")
+def by_language(sources):
+    return [{task: source.items(task) for task in TASKS} for source in sources]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_items_of_all_languages_have_the_same_answers_and_choices_of_equal_length(by_language, task):
+    pivot = by_language[0][task]
+    for items in (tasks[task] for tasks in by_language):
+        assert [(item["id"], item["label"]) for item in items] == [(item["id"], item["label"]) for item in pivot]
+        for item in items:
+            assert len(set(item["choices"])) == len(item["choices"])
+            assert len({len(choice.split()) for choice in item["choices"]}) == 1
+    assert len({items[task][0]["context"] for items in by_language}) == EIGHT.languages
+
+
+def lemmas(source):
+    """Form → what it can stand for, in a language without endings."""
+    language = source.speaker.language
+    found = {language.mark(asks): {f"mark {asks}"} for asks in (True, False)}
+    for function in language._function:
+        found.setdefault(language.word(function), set()).add(function)
+    for lemma in language.stems:
+        found.setdefault(language.noun(lemma, "nominative", False), set()).add(lemma)
+    return found
+
+
+@pytest.mark.parametrize("number", [2, 3])
+@pytest.mark.parametrize("task", TASKS)
+def test_an_item_is_the_pivots_word_for_word_but_for_their_order(sources, by_language, number, task):
+    """Languages without endings: nouns and verbs of one form aside, each word has its translation."""
+    mine, theirs = lemmas(sources[0]), lemmas(sources[number])
+    assert sources[number].speaker.language.typology.morphology == "isolating"
+    for one, other in zip(by_language[0][task], by_language[number][task], strict=True):
+        for text, translation in zip((one["context"], *one["choices"]), (other["context"], *other["choices"]), strict=True):
+            left = translation.split()
+            for word in sorted(text.split(), key=lambda word: len(mine[word])):  # first those that stand for one thing alone
+                partner = min((form for form in left if theirs[form] & mine[word]), key=lambda form: len(theirs[form]))
+                left.remove(partner)
+            assert left == []
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_choices_of_agreement_differ_in_the_question_word_alone(sources, by_language, number):
+    language = sources[number].speaker.language
+    words = {language.word(word): word for word in ("when", "where", "who", "what")}
+    places = set()
+    for item in by_language[number]["agreement"]:
+        pairs = list(zip(*(choice.split() for choice in item["choices"]), strict=True))
+        ((place, pair),) = [(place, pair) for place, pair in enumerate(pairs) if len(set(pair)) > 1]
+        assert {words[word] for word in pair} in ({"when", "where"}, {"who", "what"})
+        places.add(place)
+    assert (places == {0}) == language.typology.fronting
+
+
 def test_errors_say_what_would_be_right(source, monkeypatch):
     with pytest.raises(MoebenchError, match=r"unknown multiple-choice task 'rolle' \(did you mean 'role'\?\)"):
         source.items("rolle")

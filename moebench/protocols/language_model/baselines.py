@@ -21,7 +21,8 @@ def baselines(experiment: Experiment, folder: Path) -> None:
         names = data.asked_of(text)
         assert data.constructed is not None
         tasks = {name: read_jsonl(experiment.prepared / "tasks" / f"{name}.jsonl") for name in names}
-        found = shallow.baselines(ChoiceSource(data.constructed, language).documents("train"), tasks) if tasks else {}
+        documents = ChoiceSource(data.constructed, language).documents("train")
+        found = shallow.baselines(documents, tasks, endings=language > 0) if tasks else {}  # the pivot has none
         for name, answers in found.items():
             for task, scores in answers.items():
                 write_jsonl(folder / name / "choices" / f"{task}.jsonl", shallow.choice_rows(tasks[task], scores))

@@ -55,7 +55,7 @@ def overlap(context: str, choice: str) -> float:
     return sum(word in known for word in words) / max(len(words), 1)
 
 
-def baselines(texts: Iterable[str], tasks: Mapping[str, list[Row]]) -> dict[str, dict[str, Scores]]:
+def baselines(texts: Iterable[str], tasks: Mapping[str, list[Row]], endings: bool = False) -> dict[str, dict[str, Scores]]:
     """Score the choices of all items by every baseline.
 
     ``majority`` always takes the label that is most frequent among the test items themselves: the most that place alone can give.
@@ -63,6 +63,8 @@ def baselines(texts: Iterable[str], tasks: Mapping[str, list[Row]]) -> dict[str,
     Args:
         texts: training text, for the word counts.
         tasks: name → items with ``context``, ``choices``, ``label``.
+        endings: whether words may change their form with their role, so that what is right shares fewer forms with its context; then
+            there is one more baseline, ``new_words``, `overlap` turned round.
 
     Returns:
         Baseline → task → scores.
@@ -74,6 +76,7 @@ def baselines(texts: Iterable[str], tasks: Mapping[str, list[Row]]) -> dict[str,
         "overlap": overlap,
         "unigram": counts.unigram,
         "bigram": counts.bigram,
+        **({"new_words": lambda context, choice: -overlap(context, choice)} if endings else {}),
     }
     found = {
         name: {task: [[score(item["context"], choice) for choice in item["choices"]] for item in items] for task, items in tasks.items()}

@@ -1,6 +1,7 @@
 """A small paper on language models, as files."""
 
 import copy
+from functools import partial
 
 import pytest
 import yaml
@@ -40,26 +41,9 @@ METHODS = {
 
 @pytest.fixture(scope="session")
 def write_paper(project):
-    """Function that writes the configuration of a paper on language models and returns it, as its files then are."""
+    """Function that writes that paper into a folder with changes: (file, key, …, value); a value of none deletes the key."""
 
-    def write_paper(root, data=DATA, setting=SETTING, methods=METHODS):
-        home = root / "experiments/aoe"
-        for name in ("experiment.yaml", "published.yaml"):
-            files.write_text(home / name, (project / "experiments/aoe" / name).read_text(encoding="utf-8"))
-        files.write_text(home / "data/smoke.yaml", yaml.safe_dump(data))
-        files.write_text(home / "profiles/smoke.yaml", yaml.safe_dump(setting))
-        for name, method in methods.items():
-            files.write_text(home / f"methods/{name}.yaml", yaml.safe_dump(method))
-        return Experiment(root, "aoe", "smoke")
-
-    return write_paper
-
-
-@pytest.fixture
-def write(tmp_path, write_paper):
-    """Function that writes that paper with changes: (file, key, …, value); a value of none deletes the key."""
-
-    def write(*changes):
+    def write_paper(root, *changes):
         parts = {"data": copy.deepcopy(DATA), "setting": copy.deepcopy(SETTING), "methods": copy.deepcopy(METHODS)}
         for *at, last, value in changes:
             place = parts
@@ -69,6 +53,19 @@ def write(tmp_path, write_paper):
                 del place[last]
             else:
                 place[last] = value
-        return write_paper(tmp_path, **parts)
+        home = root / "experiments/aoe"
+        for name in ("experiment.yaml", "published.yaml"):
+            files.write_text(home / name, (project / "experiments/aoe" / name).read_text(encoding="utf-8"))
+        files.write_text(home / "data/smoke.yaml", yaml.safe_dump(parts["data"]))
+        files.write_text(home / "profiles/smoke.yaml", yaml.safe_dump(parts["setting"]))
+        for name, method in parts["methods"].items():
+            files.write_text(home / f"methods/{name}.yaml", yaml.safe_dump(method))
+        return Experiment(root, "aoe", "smoke")
 
-    return write
+    return write_paper
+
+
+@pytest.fixture
+def write(tmp_path, write_paper):
+    """`write_paper` into the test's own folder."""
+    return partial(write_paper, tmp_path)

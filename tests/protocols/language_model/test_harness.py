@@ -3,11 +3,15 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
+import lm_eval.tasks
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
+from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 
 from moebench.errors import MoebenchError
@@ -16,8 +20,9 @@ from moebench.models import shapes
 from moebench.models.decoder import Decoder
 from moebench.moe.experts import SwiGLUExperts
 from moebench.moe.layers.dense import Dense
-from moebench.protocols.language_model.config import HARNESS_TASKS
+from moebench.protocols.language_model.config import HARNESS_TASKS, XNLI_TASKS
 from moebench.protocols.language_model.harness import Examinee, examine, harness_tasks, local_tasks, write_tasks
+from moebench.protocols.language_model.scoring import chosen
 
 CONTEXT = 24
 
@@ -114,8 +119,18 @@ def test_a_context_beyond_the_window_keeps_its_end(decoder, examinee):
     states_BSD, _ = decoder(torch.tensor([ids[:-1][-CONTEXT:]]))
     logprobs_SV = decoder.logits(states_BSD[0, -len(continuation) :]).log_softmax(-1)
     assert value == pytest.approx(sum(logprobs_SV[i, token].item() for i, token in enumerate(ids[-len(continuation) :])), abs=1e-4)
-    with pytest.raises(MoebenchError, match="30 pieces, more than the decoder's context of 24"):
-        examinee.loglikelihood(requests(("a", "b" * 30)))
+
+
+@pytest.mark.parametrize("context", ["", "a dog"])
+def test_a_continuation_beyond_the_window_goes_through_in_windows(decoder, examinee, context):
+    text = (" a long continuation of many letters." * 3)[: 2 * CONTEXT + 7]
+    ((value, greedy),) = examinee.loglikelihood(requests((context, text)))
+    ids = [PIECES.bos, *PIECES.encode(context + text)][-len(text) - 1 :]  # one piece before the text
+    windows = [(ids[begin : begin + CONTEXT + 1], CONTEXT) for begin in (0, CONTEXT)] + [(ids[-CONTEXT - 1 :], 7)]
+    assert value == pytest.approx(sum(direct(decoder, window, count)[0] for window, count in windows), abs=1e-4)
+    assert not greedy
+    if not context:
+        assert value == examinee.loglikelihood_rolling(requests((text,)))[0]
 
 
 @pytest.mark.parametrize("length", [0, 1, CONTEXT - 1, CONTEXT, CONTEXT + 1, 3 * CONTEXT + 5])
@@ -240,6 +255,76 @@ def test_lm_eval_itself_reads_the_folder(folder, tmp_path, monkeypatch):
     assert list((tmp_path / "cache").iterdir())  # what the other way of reading does without
 
 
+PAIRS_OF_XNLI = [
+    {"id": f"dev:{n}", "premise": f"{WORDS[n % 4]} sees", "hypothesis": f"{WORDS[(n + 1) % 4]}.", "label": n % 3} for n in range(9)
+]
+
+
+@pytest.mark.parametrize("name", XNLI_TASKS)
+def test_xnli_from_files_is_asked_as_the_harness_asks_it(name, tmp_path, monkeypatch):
+    """Its own task, read as it reads it, over the same rows as the data set's validation split."""
+    write_tasks(tmp_path, {name: PAIRS_OF_XNLI})
+    task = local_tasks(tmp_path)[name]
+
+    def download(self, *args, **kwargs):
+        assert self.DATASET_PATH == "facebook/xnli"
+        assert f"xnli_{self.DATASET_NAME}" == name
+        rows = Dataset.from_list([{key: row[key] for key in row if key != "id"} for row in PAIRS_OF_XNLI])
+        self.dataset = {"train": rows, "validation": rows}
+
+    monkeypatch.setattr(ConfigurableTask, "download", download)
+    own = TaskManager(include_path=Path(lm_eval.tasks.__file__).parent / "xnli", include_defaults=False).load([name])["tasks"][name]
+    for one in (own, task):
+        one.build_all_requests()
+    assert [instance.args for instance in task.instances] == [instance.args for instance in own.instances]
+    assert [task.doc_to_target(row) for row in task.test_docs()] == [row["label"] for row in PAIRS_OF_XNLI]
+    assert len({instance.args[1] for instance in task.instances[:3]}) == 3
+    assert all(instance.args[1].startswith(f" {PAIRS_OF_XNLI[0]['premise']}, ") for instance in task.instances[:3])
+    assert task.config.num_fewshot == 0
+
+
+def test_the_words_of_xnli_are_those_of_its_labels(tmp_path):
+    write_tasks(tmp_path, {"xnli_en": PAIRS_OF_XNLI})
+    task = local_tasks(tmp_path)["xnli_en"]
+    words = {0: "Yes", 1: "Also", 2: "No"}  # entailment, neutral, contradiction
+    for row in task.test_docs():
+        assert task.doc_to_choice(row)[row["label"]] == f"{row['premise']}, right? {words[row['label']]}, {row['hypothesis']}"
+
+
+def test_files_of_xnli_give_the_accuracy_that_lm_eval_reports(decoder, tmp_path):
+    write_tasks(tmp_path / "tasks", {"xnli_de": PAIRS_OF_XNLI, "xnli_en": PAIRS_OF_XNLI})
+    found = examine(decoder, PIECES, tmp_path / "tasks", tmp_path)
+    for name, metrics in found.items():
+        rows = read_jsonl(tmp_path / "choices" / f"{name}.jsonl")
+        assert [(row["id"], row["label"]) for row in rows] == [(row["id"], row["label"]) for row in PAIRS_OF_XNLI]
+        assert min(min(row["lengths_tokens"]) for row in rows) > CONTEXT  # so that windows are at work
+        (score,) = [row for row in chosen(name, tmp_path / "choices" / f"{name}.jsonl") if row["metric"] == "accuracy"]
+        assert score["value"] == pytest.approx(100 * metrics["acc"])
+        assert (score["task"], score["language"], score["n"]) == ("xnli", name[-2:], 9)
+
+
+def test_where_several_choices_are_right_their_probability_counts_as_lm_eval_has_it(decoder, tmp_path, monkeypatch):
+    rows = [
+        {
+            "question": f"what sees {WORDS[n % 4]}?",
+            "mc2_targets": {"choices": [*WORDS, "none"][n % 2 :], "labels": [1, n % 3 % 2, 0, 1, 0][n % 2 :]},
+        }
+        for n in range(8)
+    ]
+    rows = [row | {"mc1_targets": row["mc2_targets"]} for row in rows]
+    monkeypatch.setattr(
+        ConfigurableTask, "download", lambda self, *args, **kwargs: setattr(self, "dataset", {"validation": Dataset.from_list(rows)})
+    )
+    manager = TaskManager(include_path=Path(lm_eval.tasks.__file__).parent / "truthfulqa", include_defaults=False)
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", lambda: manager)
+    found = examine(decoder, PIECES, {"truthfulqa_mc2": 0, "truthfulqa_mc1": 0}, tmp_path)
+    (score,) = chosen("truthfulqa_mc2", tmp_path / "choices" / "truthfulqa_mc2.jsonl")
+    assert (score["task"], score["language"], score["metric"]) == ("truthfulqa_mc2", "", "accuracy")
+    assert score["value"] == pytest.approx(100 * found["truthfulqa_mc2"]["acc"])
+    assert 0 < found["truthfulqa_mc2"]["acc"] < 1
+    assert len(chosen("truthfulqa_mc1", tmp_path / "choices" / "truthfulqa_mc1.jsonl")) == 5
+
+
 @pytest.mark.slow
 def test_nothing_is_cached_and_no_hub_is_asked(folder, tmp_path):
     """In a process whose home is an empty folder and whose sockets are refused."""
@@ -272,9 +357,6 @@ def test_tasks_that_are_no_multiple_choice_and_missing_ones_are_refused(decoder,
 @pytest.mark.slow
 def test_lm_eval_knows_the_papers_tasks(monkeypatch):
     """Without their data: a task is built from its own settings and one made-up row."""
-    from datasets import Dataset
-    from lm_eval.api.task import ConfigurableTask
-
     rows = {
         "arc_easy": {"question": "q", "choices": {"text": ["x", "y"], "label": ["A", "B"]}, "answerKey": "B"},
         "piqa": {"goal": "g", "sol1": "x", "sol2": "y", "label": 1},
@@ -284,6 +366,12 @@ def test_lm_eval_knows_the_papers_tasks(monkeypatch):
         "mnli": {"premise": "p", "hypothesis": "h.", "label": 1},
         "qnli": {"question": "q", "sentence": "s", "label": 1},
         "sst2": {"sentence": "s", "label": 1},
+        "arc_challenge": {"question": "q", "choices": {"text": ["x", "y"], "label": ["A", "B"]}, "answerKey": "B"},
+        "rte": {"sentence1": "p", "sentence2": "h", "label": 1},
+        "openbookqa": {"question_stem": "q", "choices": {"text": ["x", "y"], "label": ["A", "B"]}, "answerKey": "B"},
+        "boolq": {"passage": "p", "question": "q", "label": 1},
+        "truthfulqa_mc1": {"question": "q", "mc1_targets": {"choices": ["x", "y"], "labels": [1, 0]}},
+        "truthfulqa_mc2": {"question": "q", "mc2_targets": {"choices": ["x", "y"], "labels": [1, 1]}},
     }
 
     def download(self, *args, **kwargs):
@@ -298,7 +386,7 @@ def test_lm_eval_knows_the_papers_tasks(monkeypatch):
     tasks = harness_tasks(shots)
     assert {name: task.config.num_fewshot for name, task in tasks.items()} == shots
     assert list(tasks) == list(HARNESS_TASKS) == list(rows)
-    assert {task.OUTPUT_TYPE for task in tasks.values()} == {"multiple_choice"}
+    assert {(task.OUTPUT_TYPE, bool(task.multiple_target)) for task in tasks.values()} == {("multiple_choice", False)}
     tasks["sst2"].set_fewshot_seed(0)
     tasks["sst2"].build_all_requests()
     assert tasks["sst2"].instances[0].args[0].count("Question:") == 4

@@ -8,7 +8,15 @@ import pytest
 from moebench.errors import MoebenchError
 from moebench.experiment import Experiment, papers, profiles
 from moebench.pipeline.plan import planned
-from moebench.protocols.language_model.config import CONSTRUCTED_TASKS, HARNESS_TASKS, shape_of
+from moebench.protocols.language_model.config import (
+    CONSTRUCTED_TASKS,
+    HARNESS_TASKS,
+    XNLI_LANGUAGES,
+    XNLI_TASKS,
+    language_of,
+    shape_of,
+)
+from moebench.protocols.language_model.layout import TASK_NAMES
 
 REFUSED = [
     (("data", "texts", {}), r"data/smoke\.yaml: key 'texts'"),
@@ -38,6 +46,9 @@ REFUSED = [
     (("data", "texts", "own", {"source": "files", "path": "../x.txt"}), r"'\.\./x\.txt' leaves the folder"),
     (("data", "tasks", {"roles": 0}), r"tasks names 'roles' \(did you mean 'role'\?\)"),
     (("data", "tasks", {"role": 2}), "tasks.role 2: should be 0"),
+    (("data", "tasks", {"role_pivot": 0}), r"tasks names 'role_pivot' \(did you mean 'role'\?\); tasks are: agreement, role,"),
+    (("data", "tasks", {"role_other": 0}), r"tasks names 'role_other'.*; tasks are: agreement, role,"),
+    (("data", "tasks", {"xnli_xx": 0}), r"tasks names 'xnli_xx' \(did you mean 'xnli_\w\w'\?\)"),
     (("data", "tokens", {"source": "checkpoint"}), "checkpoint is required for source 'checkpoint'"),
     (("data", "sequence_length", 64), r"smoke\.yaml: key 'decoder\.context' has the value 32; .*has sequence_length 64"),
     (("setting", "beside", "9"), r"smoke\.yaml: key 'beside' has the value '9'; published tables are: 1, 2"),
@@ -71,10 +82,36 @@ def test_what_cannot_be_is_refused(write, change, message):
         write(change).check()
 
 
-def test_every_shipped_profile_is_valid_and_is_checked_without_torch(project):
+SECOND = (("data", "texts", "second", {"source": "constructed", "language": 1}), ("data", "texts", "english", {"source": "docstrings"}))
+
+
+@pytest.mark.parametrize(
+    ("tasks", "message"),
+    [
+        ({"role_secnd": 0}, r"tasks names 'role_secnd' \(did you mean 'role_second'\?\)"),
+        ({"role_english": 0}, r"tasks names 'role_english'.*, agreement_second, role_second, entailment_second, continuation_second$"),
+        ({"entailment_second": 1}, "tasks.entailment_second 1: should be 0, as constructed tasks have no examples to show"),
+    ],
+)
+def test_a_task_in_another_language_names_the_text_in_it(write, tasks, message):
+    with pytest.raises(MoebenchError, match=message):
+        write(*SECOND, ("data", "tasks", tasks)).check()
+
+
+def test_tasks_in_another_language_are_known_and_need_no_pivot(write):
+    paper = write(*SECOND, ("data", "tasks", {"entailment": 0, "entailment_second": 0, "xnli_de": 0}))
+    paper.check()
+    assert paper.data.prepared_tasks == ["entailment", "entailment_second"]
+    write(("data", "texts", {"second": {"source": "constructed", "language": 1}}), ("data", "tasks", {"role_second": 0})).check()
+    names = {"role": ("role", ""), "role_second": ("role", "second"), "xnli_de": ("xnli", "de"), "arc_easy": ("arc_easy", "")}
+    assert {name: language_of(name) for name in names} == names
+
+
+@pytest.mark.parametrize("paper", ["aoe", "mhmoe"])
+def test_every_shipped_profile_is_valid_and_is_checked_without_torch(project, paper):
     code = (
         "import sys; from pathlib import Path; from moebench.experiment import Experiment, profiles; root = Path('.').resolve()\n"
-        "for profile in profiles(root, 'aoe'): Experiment(root, 'aoe', profile).check()\n"
+        f"for profile in profiles(root, '{paper}'): Experiment(root, '{paper}', profile).check()\n"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], cwd=project, check=True)
@@ -138,7 +175,7 @@ def test_tasks_of_the_harness_are_known_to_it_and_constructed_ones_to_their_sour
 
     from moebench.data import choices
 
-    assert set(HARNESS_TASKS) <= set(TaskManager().all_tasks)
+    assert {*HARNESS_TASKS, *XNLI_TASKS} <= set(TaskManager().all_tasks)
     assert choices.TASKS == CONSTRUCTED_TASKS
 
 
@@ -155,6 +192,40 @@ def test_the_follow_up_of_mh_moe_has_its_experts(project):
         name: one["inner"] for name, one in sizes.items() if name in here
     }
     assert (here["mh_2"]["experts"], here["mh_3"]["experts"]) == (41, 93)  # by the formula; the follow-up takes 40 and 96
+
+
+@pytest.mark.parametrize("profile", ["paper_first", "paper_first_multilingual"])
+def test_the_first_paper_has_its_sizes_and_steps(project, profile):
+    paper = Experiment(project, "mhmoe", profile)
+    setting, sizes = paper.setting, {name: shape_of(paper.setting, method, name) for name, method in paper.methods.items()}
+    assert sizes["xmoe"] == {"experts": 8, "inner": 3072, "low": 0}
+    assert sizes["dense"]["inner"] == 3072
+    maps = {"mh_4_parameters": 2, "mh_4_parameters_no_maps": 0, "mh_4_parameters_2_maps": 4, "mh_4_parameters_3_maps": 6}
+    for name, heads in {**dict.fromkeys(maps, 4), "mh_2_parameters": 2, "mh_6_parameters": 6}.items():
+        weights = 8 * 3 * 768 // heads * sizes[name]["inner"] + maps.get(name, 2) * (768**2 + 768)
+        assert weights == pytest.approx(8 * 3 * 768 * 3072, rel=1e-4)
+    assert setting.pretrain.batch * paper.data.sequence_length == 2**20
+    assert setting.pretrain.steps * setting.pretrain.warmup == 10_000
+    assert next(iter(paper.data.texts.values())).tokens == setting.pretrain.steps * 2**20
+    rows = {method.published for method in paper.methods.values()}
+    for number in ("6", "7"):
+        assert set(paper.published.tables[number].rows) - {"n=0", "n=1"} <= rows  # those two are rows of Table 6
+    assert {"steps", "context"} <= {key.split(".")[-1] for key in setting.notes}
+
+
+def test_the_first_paper_is_asked_what_its_tables_2_and_3_have(project):
+    english, multilingual = (Experiment(project, "mhmoe", profile) for profile in ("paper_first", "paper_first_multilingual"))
+    table = english.published.tables[english.setting.beside]
+    assert {column for name in english.data.tasks for column in TASK_NAMES[name] if column in table.columns} == {*table.columns} - {
+        "average"
+    }
+    assert [len([name for name in english.data.tasks if column in TASK_NAMES[name]]) for column in ("TruthfulQA", "PIQA")] == [2, 1]
+    languages = [*multilingual.published.tables["3"].columns][:-1]
+    assert [*multilingual.data.tasks] == [f"xnli_{language}" for language in languages]
+    assert sorted([*languages, "ar"]) == list(XNLI_LANGUAGES)
+    assert [pattern.split(".")[1] for pattern in multilingual.data.texts["wikipedia"].sources] == [f"{name}/*" for name in languages]
+    assert set(multilingual.data.tasks) == set(Experiment(project, "mhmoe", "real").data.xnli)
+    assert multilingual.data.xnli == []  # with the hub's data
 
 
 def _plan(experiment, method):

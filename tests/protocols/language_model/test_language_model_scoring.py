@@ -12,7 +12,7 @@ from moebench.errors import MoebenchError
 from moebench.files import write_jsonl
 from moebench.pipeline.tabulate import expectation
 from moebench.protocols.language_model import numbers, tables
-from moebench.protocols.language_model.config import METRICS
+from moebench.protocols.language_model.config import METRICS, language_of
 from moebench.protocols.language_model.scoring import chosen, norm_points
 from moebench.results.records import COSTS, CURVES, PROVENANCE, RECORDS
 from moebench.results.tables import Measured
@@ -105,7 +105,9 @@ def rows_for(paper, without=()):
         for seed in paper.setting.seeds:
             value = 60 + 10 * place + seed
             keys = [
-                (task, "", metric) for task in paper.data.tasks for metric in ("accuracy", "accuracy_normalised", "nll", "brier", "ece")
+                (*language_of(task), metric)
+                for task in paper.data.tasks
+                for metric in ("accuracy", "accuracy_normalised", "nll", "brier", "ece")
             ]
             keys += [("text", "pivot", metric) for metric in ("nll", "perplexity", "bits_per_byte")]
             keys += [("routing", where, metric) for where in ("all", "layer01", "layer02") for metric in ("load_entropy", "router_entropy")]
@@ -178,6 +180,78 @@ def test_tables_are_whole_show_published_values_and_say_what_is_missing(write):
         name: text for one in tables_of(paper, rows_for(paper, without={("aoe", "role")}))[1] for name, text in one.files(expected).items()
     }
     assert again == texts
+
+
+def accuracies(**languages):
+    """Records of one task, three seeds: language → what the method ``moe`` has; ``aoe`` has 1, 2 and 4 more."""
+    rows = []
+    for language, values in languages.items():
+        for seed, value in enumerate(values):
+            for method, more in (("moe", 0), ("aoe", (1, 2, 4)[seed])):
+                row = {"method": method, "seed": seed, "language": language.replace("main", ""), "value": value + more, "stage": "finetune"}
+                rows.append(row | {"task": "entailment", "metric": "accuracy", "n": 50})
+        rows += [rows[-1] | {"method": "longest", "seed": 0, "value": 60.0, "stage": "baseline"}]
+    return pd.DataFrame(rows)
+
+
+def test_the_mean_over_languages_is_of_those_that_count_and_the_pivot_goes_by_its_name(write):
+    paper = write(("setting", "seeds", [0, 1, 2]))
+    records = accuracies(main=(80, 81, 82), second=(61, 60, 62), third=(90, 91, 92))
+    expected = numbers.Expected(
+        **vars(tables_of(paper, rows_for(paper))[0]), texts=(), tasks=("entailment",), languages={"entailment": ("own", "second", "third")}
+    )
+    values, shallow = numbers.values_of(records), numbers.values_of(records, "baseline")
+    found = numbers.with_languages(values, shallow, expected, "own")
+    assert {key[1]: one.verdict for key, one in found.items()} == {"own": "yes", "second": "no", "third": "yes"}
+    assert values["entailment", "own", "accuracy"] == values["entailment", "", "accuracy"]
+    assert values["entailment", numbers.ALL, "accuracy"]["moe"] == {0: 85.0, 1: 86.0, 2: 87.0}
+    assert values["entailment", numbers.ALL, "accuracy"]["aoe"] == {0: 86.0, 1: 88.0, 2: 91.0}
+
+
+def test_other_languages_have_a_table_of_their_own_and_the_main_one_is_the_pivots(write):
+    second = ("data", "texts", "second", {"source": "constructed", "language": 1})
+    changes = (("setting", "seeds", [0, 1, 2]), second)
+    _, plain = tables_of(write(*changes), rows_for(write(*changes)))
+    paper = write(*changes, ("data", "tasks", "entailment_second", 0))
+    records = rows_for(paper)
+    expected, made = tables_of(paper, records)
+    texts = {name: text for one in made for name, text in one.files(expected).items()}
+    assert {name: text for one in plain for name, text in one.files(expected).items()} == {
+        name: text for name, text in texts.items() if not name.startswith("languages.")
+    }
+    page = texts["languages.md"]
+    assert "| method | pivot | second | mean |" in page
+    assert "| MoE | 81.0 ± 1.0 (3) | 81.0 ± 1.0 (3) | 81.0 ± 1.0 (3) |" in page  # the pivot alone counts
+    assert "Difference to MoE, entailment" in page
+    assert "A guess is right in 50.0 %, with a standard error of 16.7 on 9 items." in page
+    assert "pivot counts; second is undecided (takes 3 seeds and a shallow baseline)" in page
+    assert "| shallow: overlap | 64.9 | — | — |" in page
+    assert "table3_languages.md" not in texts  # Table 3 of this paper is another one
+    _, made = tables_of(paper, records[(records["method"] != "aoe") | (records["language"] != "second")])
+    page = next(one for one in made if one.name == "languages").files(expected)["languages.md"]
+    assert "AoE, second: missing: `dvc repro" in page
+
+
+def test_xnli_stands_beside_the_published_table_of_its_languages(write, project):
+    paper = write(
+        *(("setting", key, value) for key, value in {"seeds": [0, 1, 2], "beside": "1"}.items()),
+        ("data", "tasks", {"xnli_en": 0, "xnli_sw": 0}),
+        ("methods", "moe", "published", "X-MoE"),
+    )
+    (paper.home / "published.yaml").write_bytes((project / "experiments/mhmoe/published.yaml").read_bytes())
+    records = rows_for(paper)
+    records = records[records["stage"] != "baseline"]
+    expected, made = tables_of(paper, records)
+    texts = {name: text for one in made for name, text in one.files(expected).items()}
+    table = next(one for one in made if one.name == "table3_languages").table
+    shown = {row["language"]: row["published"] for _, row in table.iterrows() if row["method"] == "moe"}
+    assert shown == {"en": "37.3", "sw": "33.5", "all": "34.1"}
+    assert "| method | en | sw | mean |" in texts["table3_languages.md"]
+    assert "| MoE | 81.0 ± 1.0 (3) | 81.0 ± 1.0 (3) | 81.0 ± 1.0 (3) |" in texts["table3_languages.md"]
+    assert "A guess is right in 33.3 %, with a standard error of 15.7 on 9 items." in texts["table3_languages.md"]
+    assert "MoE is `X-MoE`" in texts["table3_languages.md"]
+    assert "Zero-shot" not in texts["table1_main.md"]
+    assert "calibration.md" not in texts
 
 
 def test_differences_and_the_seeds_that_would_decide_them_are_shown(write):

@@ -36,8 +36,9 @@ def make_plan(paper):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, write_paper):
-    """The small paper with everything run, seed 0."""
-    paper = write_paper(tmp_path_factory.mktemp("paper"))
+    """The small paper with everything run, seed 0, and with a task in a second constructed language."""
+    second = ("data", "texts", "second", {"source": "constructed", "language": 1})
+    paper = write_paper(tmp_path_factory.mktemp("paper"), second, ("data", "tasks", "entailment_second", 0))
     make_plan(paper)
     prepare(paper)
     with pytest.MonkeyPatch.context() as patch:
@@ -66,7 +67,8 @@ def test_examined_likelihood_is_that_of_a_direct_computation(finished):
                 nll -= logits[:-1].gather(1, document[0, 1:, None]).double().sum().item()
                 tokens += end - begin - 1
                 size += len(pieces.decode(row[begin + 1 : end].tolist()).encode())
-    found = {row["metric"]: row for row in read_json(finished.folder(run) / "measures.json") if row["task"] == "text"}
+    measures = read_json(finished.folder(run) / "measures.json")
+    found = {row["metric"]: row for row in measures if (row["task"], row["language"]) == ("text", "pivot")}
     assert found["nll"]["value"] == pytest.approx(nll / tokens, rel=1e-5)
     assert found["nll"]["n"] == tokens
     assert found["perplexity"]["value"] == pytest.approx(math.exp(nll / tokens), rel=1e-5)
@@ -145,6 +147,11 @@ def test_choices_are_left_for_every_task_and_evaluated_to_records_and_tables(fin
     text = (finished.results / "table2_main.md").read_text()
     assert "shallow: bigram" in text
     assert "missing" not in text
+    assert "entailment_second" not in text
+    languages = (finished.results / "languages.md").read_text()
+    assert "zero-shot inference by language" in languages
+    assert "| method | pivot | second | mean |" in languages
+    assert "missing" not in languages
     before = {path.name: path.read_bytes() for path in finished.results.iterdir()}
     tabulate(finished)
     assert {path.name: path.read_bytes() for path in finished.results.iterdir()} == before

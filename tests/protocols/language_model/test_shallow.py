@@ -58,6 +58,31 @@ def test_rows_have_the_form_of_a_decoders():
     assert rows[0] == {"id": "x", "label": 1, "loglikelihoods": [5.0, 6.0], **lengths}
 
 
+def accuracies(language, *names):
+    options = Constructed(languages=3, documents=1500, test=600)
+    source = ChoiceSource(options, language)
+    tasks = {task: source.items(task) for task in TASKS}
+    found = baselines(source.documents("train"), tasks, endings=True)
+    return {
+        task: [
+            np.mean([np.argmax(values) == item["label"] for values, item in zip(found[name][task], items, strict=True)]) for name in names
+        ]
+        for task, items in tasks.items()
+    }
+
+
+def test_where_case_has_endings_new_words_tell_roles_and_where_question_words_stay_in_place_neighbours_tell_them():
+    sond, rasu = accuracies(1, "new_words", "overlap", "bigram"), accuracies(2, "new_words", "bigram")
+    assert sond["role"][0] == pytest.approx(0.75, abs=0.05)
+    assert sond["role"][1] == pytest.approx(0.25, abs=0.05)
+    assert sond["agreement"][2] < 0.6
+    assert rasu["role"][0] == 0.5
+    assert rasu["agreement"][1] > 0.8
+    for found in (sond, rasu):  # neighbours have the same choices and opposite answers, which no baseline tells apart
+        assert found["entailment"][0] == 0.5
+        assert found["entailment"][-1] == pytest.approx(0.5, abs=0.05)
+
+
 def test_no_shallow_baseline_solves_a_constructed_task():
     """Within five standard errors of chance; below it is no solution either, but would be one turned round."""
     source = ChoiceSource(Constructed(languages=2, documents=3000, test=600))
