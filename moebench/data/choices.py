@@ -13,6 +13,7 @@ from moebench.data.constructed.corpus import Line
 from moebench.data.constructed.edits import Relation, drop, edit, editable, put
 from moebench.data.constructed.meaning import Event, Sentence, Term
 from moebench.data.constructed.realise import Realiser, text
+from moebench.data.constructed.word_classes import word_classes
 from moebench.data.constructed.world import Sampler
 from moebench.data.text_settings import Constructed
 from moebench.errors import MoebenchError, nearest
@@ -57,6 +58,10 @@ class ChoiceSource:
         count = self.options.documents if split == "train" else (self.options.documents + 9) // 10
         for document in corpus.documents(self.world, f"{self.options.seed}/documents/{self.language}/{split}", split, count):
             yield corpus.written(document, self.speaker)
+
+    def word_classes(self) -> dict[str, int]:
+        """Word or mark → its class, a code (`moebench.data.constructed.word_classes.CLASSES`); of every one that documents can hold."""
+        return word_classes(self.speaker.language, self.world)
 
     def items(self, task: str) -> list[Item]:
         """Return ``options.test`` different items of a task: ``id``, ``context``, ``choices``, ``label`` (index of the right choice).

@@ -1,6 +1,6 @@
-"""How a router spreads tokens over experts: representation collapse, fluctuation, consistency between runs, load balance.
+"""How a router spreads tokens over experts: representation collapse, fluctuation, consistency between runs, load balance, experts in use.
 
-T tokens, D model width, E experts, M runs. All in float64.
+T tokens, D model width, E experts, M runs, L layers, A assignments, H heads (sub-tokens of a token; 1: it is not split). All in float64.
 A value that the definition leaves open is NaN, never 0: a constant load has no correlation, one expert in use no variance between experts.
 """
 
@@ -93,6 +93,74 @@ def load_entropy(load_E: ArrayLike) -> float:
         return float("nan")
     share = load_E[load_E > 0] / load_E.sum()
     return float(-(share * np.log(share)).sum())
+
+
+def activation_ratio(count_LE: ArrayLike, units: ArrayLike, threshold: float) -> float:
+    """Share of the cells (layer, expert) that are activated: whose r = selections / units is above a threshold.
+
+    MH-MoE (arXiv 2404.15045), caption of figure 1a: selections of an expert over the number of tokens, activated above a threshold below 1.
+    **The threshold was never published**, nor whether the units of MH-MoE are tokens or sub-tokens. Of the two values there, for 6 layers
+    of 32 experts, 8.33 % is 16 / 192 and 90.71 % is no n / 192: they are not one plain count. So give several thresholds, and say which
+    units.
+
+    Args:
+        count_LE: how often each expert was chosen, before any capacity; one row a layer.
+        units: what r is relative to, one number or one a layer: tokens, or all assignments of the layer (sub-tokens times K).
+        threshold: 0 counts the experts that were chosen at all; 1 / E, of assignments, those with more than an equal share.
+
+    Returns:
+        A share in 0..1; with threshold 0 it rises with the number of tokens that it is measured on. NaN without units.
+
+    Raises:
+        ValueError: counts are no matrix of finite numbers >= 0, or units do not fit them.
+    """
+    count_LE = np.asarray(count_LE, dtype=np.float64)
+    if count_LE.ndim != 2 or not np.isfinite(count_LE).all() or (count_LE < 0).any():
+        raise ValueError("selections must be finite numbers >= 0, (L, E)")
+    units = np.asarray(units, dtype=np.float64)
+    if units.ndim and units.shape != count_LE.shape[:1]:
+        raise ValueError(f"units must be one number or one a layer, ({len(count_LE)},), are {units.shape}")
+    if not count_LE.size or (units == 0).any():
+        return float("nan")
+    return float((count_LE / units[..., None] > threshold).mean())
+
+
+def assignment_diversity(unit_A: ArrayLike, expert_A: ArrayLike, tokens: int, experts: int, heads: int = 1) -> np.ndarray:
+    """Number of different experts that each token reaches through all of its sub-tokens (MH-MoE, arXiv 2404.15045, figure 7).
+
+    The paper speaks of one expert a sub-token, so that it is in 1..H. With K experts a sub-token it is in K..min(H K, E), and K exactly
+    where a token is not split; give first choices alone for what the paper has. Compare with `random_diversity`.
+
+    Args:
+        unit_A: the sub-token of each assignment; number u is of token ⌊u / H⌋.
+        expert_A: its expert.
+        tokens: T.
+        experts: E.
+        heads: H.
+
+    Returns:
+        (T,) whole numbers; 0 for a token without an assignment.
+    """
+    reached_TE = np.zeros((tokens, experts), dtype=bool)
+    reached_TE[np.asarray(unit_A, dtype=np.int64) // heads, np.asarray(expert_A, dtype=np.int64)] = True
+    return np.asarray(reached_TE.sum(axis=1))
+
+
+def random_diversity(chosen_TH: ArrayLike, experts: int) -> np.ndarray:
+    """Expectation of `assignment_diversity` where every sub-token draws its experts at random, different ones, apart from the others.
+
+    A sub-token with k of E experts misses a given one with probability 1 - k / E, so a token reaches E (1 - Π_h (1 - k_h / E)) of them:
+    E (1 - (1 - 1 / E)^H) where all have one, k where there is one sub-token.
+
+    Args:
+        chosen_TH: how many different experts each sub-token has.
+        experts: E.
+
+    Returns:
+        (T,) expectations.
+    """
+    missed_TH = experts - np.asarray(chosen_TH, dtype=np.float64)
+    return np.asarray(experts - missed_TH.prod(axis=1) / float(experts) ** (missed_TH.shape[1] - 1))  # of one sub-token exactly k
 
 
 def _load(load_E: ArrayLike) -> np.ndarray:

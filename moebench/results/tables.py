@@ -100,14 +100,22 @@ class Document:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure as SVG."""
+    """A figure as SVG.
+
+    Attributes:
+        name: of its files, without ending.
+        svg: its content.
+        table: its points as CSV; none: they stand in another file.
+    """
 
     name: str
     svg: str
+    table: pd.DataFrame | None = None
 
     def files(self, expected: Expected) -> dict[str, str]:
         """File name → content."""
-        return {f"{self.name}.svg": self.svg}
+        points = {} if self.table is None else {f"{self.name}.csv": csv_of(self.table)}
+        return {f"{self.name}.svg": self.svg} | points
 
 
 # ----------------------------------------------------------------------------------------------------------------- numbers

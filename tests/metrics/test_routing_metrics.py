@@ -122,3 +122,72 @@ def test_load_extremes():
     assert routing.load_entropy([5, 5, 5, 5]) == pytest.approx(math.log(4))
     with pytest.raises(ValueError, match="finite number"):
         routing.max_violation([1, -1])
+
+
+def test_activation_of_a_routing_made_by_hand():
+    count = [[6, 2, 0, 0], [2, 2, 2, 2]]  # two layers, four experts, eight assignments each, of four tokens
+    found = {share: routing.activation_ratio(count, [8, 8], share / 4) for share in (0, 0.5, 1, 2)}
+    assert found == {0: 6 / 8, 0.5: 6 / 8, 1: 1 / 8, 2: 1 / 8}  # an equal share is not above it
+    assert routing.activation_ratio(count, 4, 1 / 4) == 6 / 8  # two selections of four tokens
+    assert routing.activation_ratio(count, [8, 80], 0.05) == 2 / 8
+    # 16 of 192 cells, as published; the other published value is none of these
+    sparse = np.zeros((6, 32))
+    sparse.flat[:16] = 1
+    assert f"{100 * routing.activation_ratio(sparse, 16, 0):.2f}" == "8.33"
+    assert "90.71" not in {f"{100 * cells / 192:.2f}" for cells in range(193)}
+
+
+def test_activation_guards():
+    assert math.isnan(routing.activation_ratio([[0, 0]], 0, 0))
+    assert math.isnan(routing.activation_ratio(np.zeros((0, 3)), 5, 0))
+    with pytest.raises(ValueError, match="selections must be"):
+        routing.activation_ratio([1, 2], 3, 0)
+    with pytest.raises(ValueError, match="selections must be"):
+        routing.activation_ratio([[1, -2]], 3, 0)
+    with pytest.raises(ValueError, match="units must be one number or one a layer"):
+        routing.activation_ratio([[1, 2]], [3, 3], 0)
+
+
+@given(st.lists(st.lists(st.integers(0, 9), min_size=3, max_size=3), min_size=1, max_size=4), st.floats(0, 1), st.floats(0, 1))
+def test_activation_falls_as_the_threshold_rises_and_counts_cells(count, one, other):
+    low, high = sorted((one, other))
+    assert routing.activation_ratio(count, 10, low) >= routing.activation_ratio(count, 10, high)
+    cells = [value / 10 > low for row in count for value in row]
+    assert routing.activation_ratio(count, 10, low) == pytest.approx(sum(cells) / len(cells))
+
+
+def test_diversity_of_a_routing_made_by_hand():
+    # three tokens of two sub-tokens, two experts each: {0 1} {1 2} reach three, {3 4} {3 4} two, and the last has one assignment
+    unit, expert = [0, 0, 1, 1, 2, 2, 3, 3, 5], [0, 1, 1, 2, 3, 4, 4, 3, 2]
+    assert routing.assignment_diversity(unit, expert, tokens=3, experts=5, heads=2).tolist() == [3, 2, 1]
+    assert routing.assignment_diversity([], np.array([], dtype=int), tokens=2, experts=5).tolist() == [0, 0]
+
+
+@given(st.integers(1, 6), st.integers(1, 4), st.integers(1, 5), st.integers(0, 2**31))
+def test_diversity_is_that_of_a_loop_and_that_of_one_sub_token_is_k(experts, heads, tokens, seed):
+    rng = np.random.default_rng(seed)
+    chosen = [rng.permutation(experts)[: rng.integers(0, experts + 1)] for _ in range(tokens * heads)]
+    unit = np.repeat(np.arange(tokens * heads), [len(mine) for mine in chosen])
+    order = rng.permutation(len(unit))
+    found = routing.assignment_diversity(unit[order], np.concatenate(chosen)[order], tokens, experts, heads)
+    assert found.tolist() == [len(set().union(*chosen[heads * token : heads * (token + 1)])) for token in range(tokens)]
+    counts = np.array([len(mine) for mine in chosen]).reshape(tokens, heads)
+    assert (counts.max(axis=1) <= found).all()
+    if heads == 1:
+        assert found.tolist() == counts[:, 0].tolist()
+        assert routing.random_diversity(counts, experts).tolist() == counts[:, 0].tolist()
+
+
+@pytest.mark.parametrize(("experts", "heads"), [(8, 4), (32, 8), (5, 1), (1, 3)])
+def test_random_diversity_of_one_expert_a_sub_token_is_the_known_formula(experts, heads):
+    found = routing.random_diversity(np.ones((2, heads)), experts)
+    assert found == pytest.approx(2 * [experts * (1 - (1 - 1 / experts) ** heads)])
+
+
+@pytest.mark.parametrize(("experts", "heads", "k"), [(41, 2, 2), (93, 3, 3), (6, 3, 4), (8, 4, 1)])
+def test_random_routing_has_the_diversity_that_is_expected_of_it(experts, heads, k):
+    rng, tokens = np.random.default_rng(0), 40_000
+    expert = rng.random((tokens * heads, experts)).argpartition(k - 1, axis=1)[:, :k]
+    found = routing.assignment_diversity(np.arange(tokens * heads).repeat(k), expert.ravel(), tokens, experts, heads)
+    expected = routing.random_diversity(np.full((1, heads), k), experts)[0]
+    assert found.mean() == pytest.approx(expected, abs=4 * found.std() / tokens**0.5)

@@ -53,7 +53,21 @@ ROUTING = (
     *("load_entropy", "router_entropy", "rank_margin", "idle", "max_violation", "experts_per_token", "coupling"),
     *("load", "macs_per_token"),
 )
-METRICS = (*LIKELIHOOD, *(name for name in CHOICES if name != "nll"), *ROUTING)
+THRESHOLDS = (0, 0.1, 0.5, 1)
+"""Times 1 / E: shares of the selections above which an expert counts as in use (`moebench.metrics.routing.activation_ratio`)."""
+ACTIVATION = tuple(f"activation_{share:g}" for share in THRESHOLDS)
+"""Share of a layer's experts in use, of all assignments."""
+TOKEN_ACTIVATION = tuple(f"activation_of_tokens_{share:g}" for share in THRESHOLDS if share)
+"""The same of whole tokens; at 0 it is the same number."""
+DIVERSITY = ("diversity", "diversity_random", "diversity_first", "diversity_first_random")
+"""Different experts that a token reaches, those at random, and both of first choices (`moebench.metrics.routing.assignment_diversity`)."""
+WORD_CLASSES = ("content", "function", "homonym")
+"""Words of a constructed text that diversity is measured on apart, as ``diversity_<class>``; homonyms are content words too."""
+DIVERSITY_OF = tuple(f"diversity_{word}" for word in WORD_CLASSES)
+METRICS = (
+    *(*LIKELIHOOD, *(name for name in CHOICES if name != "nll"), *ROUTING),
+    *(*ACTIVATION, *TOKEN_ACTIVATION, *DIVERSITY, *DIVERSITY_OF),
+)
 """Metrics of the records."""
 
 
@@ -184,6 +198,11 @@ class Data(BaseData):
     def prepared_tasks(self) -> list[str]:
         """The tasks whose items are made with the data; those of the others come from the hub."""
         return [*(name for text in self.made for name in self.asked_of(text)), *self.xnli]
+
+    @property
+    def classified(self) -> list[str]:
+        """The texts whose words have known classes: those in constructed languages, where pieces are trained here."""
+        return [name for name, text in self.texts.items() if isinstance(text, Made) and self.tokens.source == "trained"]
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Data:

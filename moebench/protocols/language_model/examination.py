@@ -1,6 +1,6 @@
 """What a pre-trained model is asked: held-out text, how its experts are used there, and zero-shot tasks. Nothing is learned.
 
-B batch, S positions, V vocabulary, T tokens, L blocks, E experts, K chosen.
+B batch, S positions, V vocabulary, T tokens, L blocks, E experts, K chosen, A assignments, H heads, U = T·H sub-tokens, C classes of words.
 """
 
 from __future__ import annotations
@@ -19,20 +19,36 @@ from torch.nn import functional
 
 from moebench.config import Optimisation
 from moebench.data import lm_tokenizer
+from moebench.data.constructed.word_classes import CLASSES
 from moebench.data.lm_tokenizer import Pieces
 from moebench.data.packing import IGNORED
 from moebench.experiment import Experiment, Run
-from moebench.metrics.routing import load_entropy, max_violation
+from moebench.files import read_array
+from moebench.metrics.routing import activation_ratio, assignment_diversity, load_entropy, max_violation, random_diversity
 from moebench.models.build import load_weights
 from moebench.models.decoder import Decoder
 from moebench.models.flops import decoder_costs, macs_per_token
+from moebench.moe.contract import Routing
 from moebench.moe.coupling import coupling
 from moebench.moe.layer import Aux
 from moebench.protocols.language_model.batches import batch_of, open_rows
 from moebench.protocols.language_model.build import build
+from moebench.protocols.language_model.config import (
+    ACTIVATION,
+    DIVERSITY,
+    DIVERSITY_OF,
+    THRESHOLDS,
+    TOKEN_ACTIVATION,
+    WORD_CLASSES,
+)
 from moebench.training.batches import Batch, loader
 from moebench.training.job import Job
 from moebench.training.module import Training
+
+MEMBERS = {"content": ("content", "homonym")}
+"""What the measures call a class of words → the codes in the files that it is made of, where it is not that of its name."""
+Measure = Callable[[str, str, str, float, int], None]
+"""Takes task, language, metric, value, n."""
 
 
 class Examined(Training):
@@ -49,16 +65,21 @@ class Examined(Training):
         logits = self.decoder.logits(states_BSD).flatten(0, 1)[targets != IGNORED].float()
         targets = targets[targets != IGNORED]
         nll = functional.cross_entropy(logits, targets, reduction="none").double().sum()
+        class_T = batch["classes"].flatten().cpu().numpy()
         return {
             "nll": nll.item(),
             "n": len(targets),
             "tokens": batch["ids"].numel(),
-            "layers": [used(aux) for aux in reports],
+            "classes": np.bincount(class_T, minlength=len(CLASSES)),
+            "layers": [used(aux, class_T) for aux in reports],
         }
 
 
-def used(aux: Aux) -> dict[str, Any]:
-    """Return sums over a batch's tokens, or sub-tokens: how many, load (E,), entropy in nats, and the margin of rank (`margins`)."""
+def used(aux: Aux, class_T: np.ndarray) -> dict[str, Any]:
+    """Return sums over a batch's tokens, or sub-tokens: how many, load (E,), entropy in nats, and the margin of rank (`margins`).
+
+    Where there are experts to choose from, and they are chosen, also ``diversities``: of each of `DIVERSITY` a sum for each class (C,).
+    """
     sums: dict[str, Any] = {
         "units": len(aux.probs),
         "load": aux.load.double().cpu().numpy(),
@@ -66,7 +87,38 @@ def used(aux: Aux) -> dict[str, Any]:
     }
     if aux.routing is not None:
         sums["margin"] = margins(aux.routing.scores, int(aux.load.sum()) // max(len(aux.probs), 1)).sum().item()
+        if len(aux.load) > 1:
+            found = diversities(aux.routing, aux.heads)
+            sums["diversities"] = {name: np.bincount(class_T, found_T, len(CLASSES)) for name, found_T in found.items()}
     return sums
+
+
+def diversities(routing: Routing, heads: int) -> dict[str, np.ndarray]:
+    """(T,) of each of `DIVERSITY`: experts that a token reaches through its H sub-tokens, and what that is at random.
+
+    The paper (arXiv 2404.15045, figure 7) speaks of one expert a sub-token. With several, ``diversity`` is of all of them: a token's output
+    depends on each, and what it is at random is known. ``diversity_first`` is of each sub-token's best alone, of 1..H as in the paper.
+    """
+    units, experts = routing.scores.shape
+    unit_A, expert_A, (first_unit_A, first_expert_A) = routing.token.cpu().numpy(), routing.expert.cpu().numpy(), first_choices(routing)
+    chosen_TH = np.bincount(unit_A, minlength=units).reshape(-1, heads)
+    found = (
+        assignment_diversity(unit_A, expert_A, units // heads, experts, heads),
+        random_diversity(chosen_TH, experts),
+        assignment_diversity(first_unit_A, first_expert_A, units // heads, experts, heads),
+        random_diversity(chosen_TH.clip(max=1), experts),
+    )
+    return dict(zip(DIVERSITY, found, strict=True))
+
+
+def first_choices(routing: Routing) -> tuple[np.ndarray, np.ndarray]:
+    """Sub-tokens that have an expert, and of each the one of its experts that scores highest; of equal ones the first."""
+    score_A = routing.scores[routing.token, routing.expert]
+    best_U = score_A.new_full((len(routing.scores),), -torch.inf).scatter_reduce(0, routing.token, score_A, "amax")
+    expert_A = routing.expert.masked_fill(score_A < best_U[routing.token], len(routing.load))
+    first_U = torch.full_like(best_U, len(routing.load), dtype=torch.long).scatter_reduce(0, routing.token, expert_A, "amin").cpu().numpy()
+    unit_A = np.flatnonzero(first_U < len(routing.load))
+    return unit_A, first_U[unit_A]
 
 
 def margins(scores_TE: Tensor, chosen: int) -> Tensor:
@@ -125,6 +177,7 @@ class ExaminationJob(Job):
             measure("text", name, "nll", nll / n, n)
             measure("text", name, "perplexity", math.exp(nll / n), n)
             measure("text", name, "bits_per_byte", nll / math.log(2) / size, size)
+            self._diversity(name, mine, measure)
             outputs += mine
         self._routing(outputs, measure)
         if self.plan["tasks"] and trainer.is_global_zero:
@@ -140,11 +193,30 @@ class ExaminationJob(Job):
         return measures
 
     def _held_out(self, name: str) -> Iterator[Batch]:
-        rows = open_rows(self.prepared / "validation", name)
+        """Batches of held-out rows; ``classes`` (B, S) are those of a constructed text's words, 0 in all others."""
+        rows, path = open_rows(self.prepared / "validation", name), self.prepared / "classes" / f"{name}.npy"
+        classes_NS = read_array(path, remedy="prepare the data again") if path.is_file() else None
         for begin in range(0, len(rows), self.plan["examine_batch"]):
-            yield batch_of(rows[begin : begin + self.plan["examine_batch"]], self.pieces)
+            mine = slice(begin, begin + self.plan["examine_batch"])
+            batch = batch_of(rows[mine], self.pieces)
+            classes_BS = np.zeros(batch["ids"].shape, dtype=np.uint8) if classes_NS is None else classes_NS[mine]
+            yield batch | {"classes": torch.from_numpy(classes_BS)}
 
-    def _routing(self, outputs: list[Any], measure: Callable[[str, str, str, float, int], None]) -> None:
+    def _diversity(self, name: str, outputs: list[Any], measure: Measure) -> None:
+        """How many experts a token of a text reaches: the mean over tokens and over the sparse blocks; also of each class of words."""
+        tokens_C = sum(output["classes"] for output in outputs)
+        layers = [layer["diversities"] for output in outputs for layer in output["layers"] if "diversities" in layer]
+        if not layers:
+            return
+        sums_C = {metric: sum(layer[metric] for layer in layers) * len(outputs) / len(layers) for metric in DIVERSITY}
+        for metric, sum_C in sums_C.items():
+            measure("routing", name, metric, sum_C.sum() / tokens_C.sum(), tokens_C.sum())
+        for word, metric in zip(WORD_CLASSES, DIVERSITY_OF, strict=True):
+            mine = [CLASSES.index(member) for member in MEMBERS.get(word, (word,))]
+            if count := tokens_C[mine].sum():
+                measure("routing", name, metric, sums_C["diversity"][mine].sum() / count, count)
+
+    def _routing(self, outputs: list[Any], measure: Measure) -> None:
         """How experts were used on all held-out text: of each block, ``layer<i>`` from 1, and over all of them."""
         tokens = sum(output["tokens"] for output in outputs)
         layers = self.decoder.layers
@@ -154,12 +226,20 @@ class ExaminationJob(Job):
         measure("routing", "all", "macs_per_token", macs_per_token(self.decoder, self.rows, self.context), tokens)
         if not sparse:
             return
-        measure("routing", "all", "experts_per_token", self.rows, tokens)
+        if chosen := [load for place, load in loads.items() if "diversities" in outputs[0]["layers"][place]]:
+            count_LE = np.stack(chosen)
+            for metrics, shares, units in (
+                (ACTIVATION, THRESHOLDS, count_LE.sum(axis=1)),
+                (TOKEN_ACTIVATION, THRESHOLDS[1:], tokens),
+            ):
+                for metric, share in zip(metrics, shares, strict=True):
+                    measure("routing", "all", metric, activation_ratio(count_LE, units, share / count_LE.shape[1]), tokens)
         found: dict[str, list[float]] = {}
         for place, load in loads.items():
             share, layer = load / load.sum(), layers[place]
             units = sum(output["layers"][place]["units"] for output in outputs)
             mine = {"load_entropy": load_entropy(load), "idle": share.max() - share.min(), "max_violation": max_violation(load)}
+            mine["experts_per_token"] = load.sum() / tokens
             mine["router_entropy"] = sum(output["layers"][place]["entropy"] for output in outputs) / units
             if "margin" in outputs[0]["layers"][place]:
                 mine["rank_margin"] = sum(output["layers"][place]["margin"] for output in outputs) / units

@@ -9,7 +9,15 @@ from typing import Any
 
 import pandas as pd
 
-from moebench.protocols.language_model.config import CONSTRUCTED_TASKS, SEVERAL_RIGHT, XNLI
+from moebench.protocols.language_model.config import (
+    ACTIVATION,
+    CONSTRUCTED_TASKS,
+    DIVERSITY,
+    DIVERSITY_OF,
+    SEVERAL_RIGHT,
+    TOKEN_ACTIVATION,
+    XNLI,
+)
 from moebench.protocols.language_model.numbers import ALL, AVERAGE, MOST_SEEDS, ROUTED, TEXT, Expected, Key, Values
 from moebench.results.rendering import Block
 from moebench.results.statistics import LEAST_SEEDS, MARGIN, Bar, mean
@@ -31,9 +39,19 @@ MEASURES = {
     "experts_per_token": ("experts a token", 2),
     "coupling": ("coupling loss", 3),
     "macs_per_token": ("MACs a token, thousands", 1),
+    "activation_0": ("chosen at all, %", 1),
+    **{metric: (f"> {metric.rpartition('_')[2]} / E, %", 1) for metric in ACTIVATION[1:]},
+    **{metric: (f"of tokens > {metric.rpartition('_')[2]} / E, %", 1) for metric in TOKEN_ACTIVATION},
+    "diversity": ("all tokens", 2),
+    "diversity_random": ("at random", 2),
+    "diversity_content": ("content words", 2),
+    "diversity_function": ("function words", 2),
+    "diversity_homonym": ("homonyms", 2),
+    "diversity_first": ("first choices", 2),
+    "diversity_first_random": ("first choices at random", 2),
 }
 """Measure → heading and decimals."""
-SCALE = {"macs_per_token": 1e-3}
+SCALE = {"macs_per_token": 1e-3} | dict.fromkeys((*ACTIVATION, *TOKEN_ACTIVATION), 100)
 """Measure → factor between the CSV and what readers are shown."""
 TASK_NAMES = {
     "arc_easy": ("ARC-E",),
@@ -67,6 +85,21 @@ ROUTING_MEANING = (
     " deviation of a token's scores. Idle is the largest share minus the smallest, a stand-in for the time that experts wait. The"
     " coupling loss"
     " (arXiv 2512.23447) without its noise, α = 1, is 0 where every expert answers its own router row most; norms have no such rows."
+)
+ACTIVATION_MEANING = (
+    "Share of the cells (block, expert) whose selections, relative to all selections of the block (sub-tokens times K), are above a"
+    " threshold; on the right relative to whole tokens, of which one has several selections. On all held-out text, where nothing is"
+    " dropped. Above 0 is an expert that was chosen once, which more text makes likelier; 1 / E is an equal share."
+)
+DIVERSITY_MEANING = (
+    "Different experts that the sub-tokens of a token reach together, mean over tokens and sparse blocks; each sub-token has K experts, and"
+    " all count. At random: if each sub-token drew K different ones of all E, apart from the others. First choices: of each sub-token its"
+    " best expert alone, as where K is 1."
+)
+CLASSES_MEANING = (
+    "Content words are nouns, verbs, adjectives, adverbs and names, function words all others, numerals included. Homonyms are the content"
+    " words that write two lemmas, a noun and a verb or an adjective. They stand in for the polysemous words and false cognates of the"
+    " paper's figure 7, which a language model found in XNLI and which were not published: **a substitute**."
 )
 SHALLOW = "best shallow baseline"
 
@@ -300,6 +333,25 @@ def routing_blocks(table: pd.DataFrame, expected: Expected, metrics: Sequence[st
     """How experts are used."""
     keys: list[Key] = [(ROUTED, ALL, metric) for metric in metrics]
     return [grid(table, "", (ROUTING_MEANING, SPREAD), keys), *holes(table)]
+
+
+def activation_blocks(table: pd.DataFrame, expected: Expected) -> list[Block]:
+    """How many experts are in use, beside what the paper's figure 1a says."""
+    keys: list[Key] = [(ROUTED, ALL, metric) for metric in ("experts_per_token", *ACTIVATION, *TOKEN_ACTIVATION)]
+    return [grid(table, "", (ACTIVATION_MEANING, SPREAD), keys), *published_block(expected, "Fig1a", expected.of("main")), *holes(table)]
+
+
+def diversity_blocks(table: pd.DataFrame, expected: Expected) -> list[Block]:
+    """How many experts a token reaches, in the manner of the paper's figure 7: a row a text and method."""
+    cells, labels = _cells(table)
+    measures = [metric for metric in (*DIVERSITY[:2], *DIVERSITY_OF, *DIVERSITY[2:]) if metric in set(table["metric"])]
+    rows = tuple(
+        (text, label, *(_cell(cells[at], at[1][2]) if at in cells else EMPTY for at in ((name, (ROUTED, text, one)) for one in measures)))
+        for text in expected.texts
+        for name, label in labels.items()
+    )
+    said = (DIVERSITY_MEANING, *([CLASSES_MEANING] if DIVERSITY_OF[0] in measures else []), SPREAD)
+    return [Block("", said, ("text", "method", *(MEASURES[metric][0] for metric in measures)), rows), *holes(table)]
 
 
 def selection_blocks(table: pd.DataFrame, expected: Expected) -> list[Block]:

@@ -11,7 +11,15 @@ from typing import Any
 import pandas as pd
 from scipy import stats
 
-from moebench.protocols.language_model.config import CONSTRUCTED_TASKS, Method, shown_in
+from moebench.protocols.language_model.config import (
+    ACTIVATION,
+    CONSTRUCTED_TASKS,
+    DIVERSITY,
+    DIVERSITY_OF,
+    TOKEN_ACTIVATION,
+    Method,
+    shown_in,
+)
 from moebench.protocols.language_model.runs import EXAMINATION
 from moebench.results import tables
 from moebench.results.statistics import Bar, bar, deviation, mean
@@ -48,6 +56,12 @@ class Expected(tables.Expected):
         order = self.experiment.setting.methods or tuple(self.methods)
         mine = shown_in(table, self.methods)
         return [self.baseline, *(name for name in order if name in mine and name != self.baseline)]
+
+    @property
+    def splitting(self) -> list[str]:
+        """Names of the methods of the main table, and of that of heads, that split tokens into sub-tokens."""
+        names = dict.fromkeys([*self.of("main"), *self.of("heads")])
+        return [name for name in names if (layer := self.methods[name].multi_head) is not None and layer.heads > 1]
 
 
 def values_of(records: pd.DataFrame, stage: str = "finetune") -> Values:
@@ -167,6 +181,9 @@ def _hole(expected: Expected, values: Values, key: Key, name: str) -> str:
     task, language, metric = key
     if task == ROUTED and metric != "macs_per_token" and method.layer == "dense":
         return "no experts"
+    mixed = values.get((ROUTED, ALL, "load_entropy"), {}).get(name) and not values.get((ROUTED, ALL, "rank_margin"), {}).get(name)
+    if metric in (*ACTIVATION, *TOKEN_ACTIVATION, *DIVERSITY, *DIVERSITY_OF) and not found and mixed:
+        return "experts are mixed, not chosen"
     if metric == "coupling" and not found and values.get((ROUTED, ALL, "load_entropy"), {}).get(name):
         return "no router with a row an expert"
     if task == AVERAGE and not found:

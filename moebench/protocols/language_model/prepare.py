@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from importlib.metadata import version
-from itertools import chain
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from moebench.config import benchmark_folder
 from moebench.data import corpus, lm_tokenizer, packing
 from moebench.errors import MoebenchError
 from moebench.experiment import Experiment
-from moebench.files import read_object, write_json
+from moebench.files import atomic_write, read_object, write_json
 from moebench.protocol import Plan
 from moebench.protocols.language_model.config import XNLI, Benchmarks, Data, Docstrings, Files, Made, Streamed, Text, language_of
 from moebench.protocols.language_model.harness import write_tasks
@@ -55,14 +58,17 @@ def plan(experiment: Experiment) -> Plan:
 
 def parts(experiment: Experiment) -> dict[str, list[str]]:
     """Part of the data → what runs of it read."""
-    tasks = ["tasks"] if experiment.data.prepared_tasks else []
-    return {"train": ["train", "tokenizer"], EXAMINATION: ["validation", "tokenizer", *tasks]}
+    data: Data = experiment.data
+    tasks = ["tasks"] if data.prepared_tasks else []
+    classes = ["classes"] if data.classified else []
+    return {"train": ["train", "tokenizer"], EXAMINATION: ["validation", "tokenizer", *classes, *tasks]}
 
 
 def prepare(experiment: Experiment, folder: Path, say: Callable[[str], object]) -> None:
     """Write tokenizer, packed rows, tasks and ``manifest.json`` into an empty folder; ``say`` is told what is being made.
 
-    ``train/<text>.npy`` and ``validation/<text>.npy`` hold rows of S ids; what does not fill a last row is left out.
+    ``train/<text>.npy`` and ``validation/<text>.npy`` hold rows of S ids; what does not fill a last row is left out. ``classes/<text>.npy``
+    holds, of every id of the held-out rows of a text in a constructed language, the class of the word that it is part of.
 
     Raises:
         MoebenchError: a source is not there, or gives too little text for a row; or XNLI has no labelled file of a language asked.
@@ -86,6 +92,9 @@ def prepare(experiment: Experiment, folder: Path, say: Callable[[str], object]) 
             say(f"{split} rows of {name}")
             found = source.rows(split, pieces, data.sequence_length, folder / split / f"{name}.npy", limit)
             counts.setdefault(name, {})[split] = found
+
+    for name in data.classified:
+        sources[name].classes(pieces, folder / "validation" / f"{name}.npy", folder / "classes" / f"{name}.npy")
 
     say("tasks")
     for text in data.made:
@@ -172,6 +181,24 @@ class _Source:
         """The items of a constructed task."""
         items: list[dict[str, Any]] = self.made.items(task)
         return items
+
+    def classes(self, pieces: lm_tokenizer.Pieces, rows: Path, path: Path) -> None:
+        """Write the class of the word of every id of held-out ``rows``, (N, S) uint8; the source is a constructed language.
+
+        Trained pieces hold a space at most at their beginning, so a document's are those of its words, each with the space before it.
+        """
+        code, sizes = self.made.word_classes(), cache(lambda word: len(pieces.encode(word)))
+
+        def stream() -> Iterator[int]:
+            for document in self.documents("validation"):
+                yield 0  # bos
+                for place, word in enumerate(document.split(" ")):
+                    yield from repeat(code[word], sizes(f" {word}" if place else word))
+                yield 0  # eos
+
+        shape = packing.TextRows(rows).ids_NS.shape
+        with atomic_write(path, binary=True) as file:
+            np.save(file, np.fromiter(stream(), np.uint8, shape[0] * shape[1]).reshape(shape))
 
     def rows(self, split: str, pieces: lm_tokenizer.Pieces, length: int, path: Path, limit: int | None) -> dict[str, int]:
         """Write packed rows, at most ``limit``; those of a stream are shards in a folder of the path's name, without ending."""

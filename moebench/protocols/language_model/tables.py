@@ -10,7 +10,17 @@ from typing import Any
 import pandas as pd
 
 from moebench.protocols.language_model import figures, layout, numbers
-from moebench.protocols.language_model.config import CHOICES, XNLI, XNLI_LANGUAGES, Data, language_of
+from moebench.protocols.language_model.config import (
+    ACTIVATION,
+    CHOICES,
+    DIVERSITY,
+    DIVERSITY_OF,
+    TOKEN_ACTIVATION,
+    XNLI,
+    XNLI_LANGUAGES,
+    Data,
+    language_of,
+)
 from moebench.protocols.language_model.numbers import ALL, AVERAGE, ROUTED, Key
 from moebench.published import Table
 from moebench.results.tables import Document, Expected, Figure, Measured, frame, title
@@ -24,12 +34,16 @@ FILES = """\
 | `table<n>_languages.csv` `.md` `.tex` | zero-shot accuracy by language; where a task is asked in several |
 | `calibration.csv` `.md` `.tex` | how far the probabilities of choices can be trusted |
 | `routing.csv` `.md` `.tex` | how experts are used, over all blocks; the CSV also block by block, the data of the figures |
+| `activation.csv` `.md` `.tex` | share of experts in use, at several thresholds; where it is measured |
+| `diversity.csv` `.md` `.tex` | how many experts the sub-tokens of a token reach; where methods split tokens |
 | `table3_selection.csv` `.md` `.tex` | other ways to select experts; where such methods run |
 | `table1_removed.csv` `.md` `.tex` | trained models without their routers; where such methods run |
 | `table4_throughput.csv` `.md` `.tex` | operations of the published sizes beside published throughput; where throughput is published |
 | `table5_heads`, `table6_components`, `tablef2_shared`, `tablef3_one_bit` | sweeps of multi-head layers; where such methods run |
 | `load_by_depth.svg`, `confidence_by_depth.svg` | entropy of the load and of a token's choice, block by block |
 | `load.svg` | load of every expert, the baseline and the methods whose experts select themselves |
+| `heat_map.svg`, `.csv` | selections of every expert of every block, the first seed |
+| `diversity.svg` | experts that a token reaches, by class of word; where methods split tokens of a constructed text |
 | `norms_<method>.svg` | mean norm of every expert over training, the first seed |
 """
 """Rows of the list of files in the README beside the results."""
@@ -99,7 +113,7 @@ def tables(expected: Expected, measured: Measured) -> list[Document | Figure]:
         documents.append(Document("calibration", title(every, "calibration of choices"), layout.calibration_blocks(table, every), table))
     if every.languages:
         documents.append(_languages(values, shallow, every, main, measured.records))
-    documents += _routing(values, every, main)
+    documents += [*_routing(values, every, main), *_diversity(values, every)]
     if len(every.of("selection")) > 1:
         table3 = numbers.summary(values, every, every.of("selection"), [*likelihood, *tasks], True)
         documents.append(Document("table3_selection", title(every, "ways to select", "3"), layout.selection_blocks(table3, every), table3))
@@ -115,6 +129,7 @@ def tables(expected: Expected, measured: Measured) -> list[Document | Figure]:
         Figure("load_by_depth", figures.by_depth(values, every, "load_entropy", "Ent_load, nats")),
         Figure("confidence_by_depth", figures.by_depth(values, every, "router_entropy", "Ent_conf, nats")),
         Figure("load", figures.loads(values, every, [every.baseline, *selecting])),
+        Figure("heat_map", *figures.heat_maps(values, every, main)),
     ]
     return [*documents, *(Figure(f"norms_{name}", figures.norms(measured.curves, every, name)) for name in selecting)]
 
@@ -181,7 +196,38 @@ def _routing(values: numbers.Values, every: numbers.Expected, main: list[str]) -
     over_all = numbers.summary(values, every, main, [(ROUTED, ALL, metric) for metric in USED], False)
     keys: list[Key] = [(ROUTED, block, metric) for metric in BLOCK_BY_BLOCK for block in blocks]
     table = pd.concat([over_all, numbers.summary(values, every, main, keys, False)], ignore_index=True) if keys else over_all
-    return [Document("routing", title(every, "how experts are used"), layout.routing_blocks(over_all, every, USED), table)]
+    return [
+        Document("routing", title(every, "how experts are used"), layout.routing_blocks(over_all, every, USED), table),
+        *_activation(values, every, main),
+    ]
+
+
+def _activation(values: numbers.Values, every: numbers.Expected, main: list[str]) -> list[Document | Figure]:
+    """How many experts are in use, where that is measured, or is a claim of the paper."""
+    keys: list[Key] = [(ROUTED, ALL, metric) for metric in (*ACTIVATION, *TOKEN_ACTIVATION)]
+    if not every.splitting and not any(values.get(key) for key in keys):
+        return []
+    table = numbers.summary(values, every, main, [(ROUTED, ALL, "experts_per_token"), *keys], False)
+    return [Document("activation", title(every, "how many experts are in use"), layout.activation_blocks(table, every), table)]
+
+
+def _diversity(values: numbers.Values, every: numbers.Expected) -> list[Document | Figure]:
+    """How many experts a token reaches, of the methods that split tokens."""
+    if not every.splitting:
+        return []
+    classified = every.experiment.data.classified
+    keys: list[Key] = [(ROUTED, text, metric) for text in every.texts for metric in DIVERSITY]
+    keys += [
+        (ROUTED, text, metric)
+        for text in classified
+        for metric in DIVERSITY_OF
+        if metric != "diversity_homonym" or values.get((ROUTED, text, metric))  # not every language has any
+    ]
+    table = numbers.summary(values, every, every.splitting, keys, False)
+    found: list[Document | Figure] = [
+        Document("diversity", title(every, "experts that a token reaches"), layout.diversity_blocks(table, every), table)
+    ]
+    return [*found, *([Figure("diversity", figures.diversities(table, every, classified))] if classified else [])]
 
 
 def _throughput(every: numbers.Expected) -> Document:
