@@ -106,3 +106,50 @@ class Vision(Config):
     def weights(self) -> int:
         """How many there are, about, without layers of experts and the head."""
         return self.width * (self.layers * (4 * self.width + 2 * self.inner) + self.patch**2 * self.channels)
+
+
+class VisionLanguage(Config):
+    """Encoder of images and words in one sequence, as BEiT-3's (arXiv 2208.10442): square images, square patches, pre-norm blocks.
+
+    Shapes: D width, H heads, F inner width of one feed-forward network, L layers, P patch, C channels, S words.
+    """
+
+    image: Positive
+    """Side in pixels."""
+    patch: Positive
+    """Side of a patch in pixels."""
+    channels: Few = 3
+    layers: Few
+    width: Positive
+    heads: Positive
+    inner: Positive
+    words: Annotated[Positive, Field(ge=4)]
+    """The longest text in tokens, the special ones before and after it included."""
+    dropout: Share = 0.0
+    epsilon: Rate = 1e-5
+    initial_std: Rate = 0.02
+    """Standard deviation of the initial weights and embeddings."""
+
+    @model_validator(mode="after")
+    def _parts_divide_the_whole(self) -> VisionLanguage:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if self.image % self.patch:
+            raise ValueError(f"image {self.image} is not a multiple of patch {self.patch}")
+        return self
+
+    @property
+    def patches(self) -> int:
+        """T, patches of an image."""
+        return (self.image // self.patch) ** 2
+
+    @property
+    def positions(self) -> int:
+        """The longest sequence: a class token, the patches of an image, and a text."""
+        return 1 + self.patches + self.words
+
+    @property
+    def weights(self) -> int:
+        """How many there are, about, without embedding of words, layers of experts and heads; two networks a block, one a modality."""
+        blocks = self.layers * (4 * self.width + 6 * self.inner)
+        return self.width * (blocks + self.patch**2 * self.channels + self.positions)
