@@ -1,4 +1,4 @@
-"""Figures of language models, as SVG that is the same byte for byte when drawn again from the same points."""
+"""Figures of language models alone, as SVG that is the same byte for byte when drawn again from the same points."""
 
 from __future__ import annotations
 
@@ -13,47 +13,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from moebench.protocols.language_model.config import DIVERSITY_OF
-from moebench.protocols.language_model.numbers import ROUTED, Expected, Values
+from moebench.protocols.language_model.numbers import Expected
 from moebench.results.figures import stable, svg
-from moebench.results.statistics import mean
+from moebench.results.routing_figures import drawn, subject
+from moebench.results.summaries import ROUTED, Values
 from moebench.results.tables import frame, rows_of
 
-LAYER = re.compile(r"layer(\d+)")
 SHARES = (0, 0.1, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 2, 3, 4)
 """Bounds of the colours of a heat map, in equal shares."""
-
-
-def by_depth(values: Values, expected: Expected, metric: str, heading: str) -> str:
-    """A measure of how experts are used over the depth of the model: a line a method, the mean over seeds."""
-    lines: dict[str, list[tuple[float, float]]] = {}
-    for name in expected.of("main"):
-        points = []
-        for (task, language, measure), methods in values.items():
-            if task == ROUTED and measure == metric and LAYER.fullmatch(language) and methods.get(name):
-                points.append((float(language.removeprefix("layer")), mean(list(methods[name].values()))))
-        if points:
-            lines[expected.methods[name].label] = sorted(points)
-    return _drawn([("", lines)], "block", heading, expected)
-
-
-def loads(values: Values, expected: Expected, names: Sequence[str]) -> str:
-    """Load of each expert of each block, sorted, over all seeds: a panel a method, a line a block."""
-    panels = []
-    for name in names:
-        shares: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-        for (task, language, measure), methods in values.items():
-            if task == ROUTED and measure == "load":
-                for seed, value in methods.get(name, {}).items():
-                    shares[language.partition(".")[0]][seed].append(value)
-        lines = {
-            f"block {int(layer.removeprefix('layer'))}": [
-                (float(place + 1), mean(column))
-                for place, column in enumerate(zip(*(sorted(one, reverse=True) for one in seeds.values()), strict=True))
-            ]
-            for layer, seeds in sorted(shares.items())
-        }
-        panels.append((expected.methods[name].label, lines))
-    return _drawn(panels, "expert, busiest first", "share of the load", expected)
 
 
 def norms(points: pd.DataFrame, expected: Expected, name: str) -> str:
@@ -65,7 +32,7 @@ def norms(points: pd.DataFrame, expected: Expected, name: str) -> str:
     for row in rows_of(mine.sort_values(["curve", "point"])):
         _, layer, expert = row["curve"].split(".")
         panels[f"block {int(layer.removeprefix('layer'))}"][f"expert {int(expert.removeprefix('expert'))}"].append((row["x"], row["y"]))
-    return _drawn(list(panels.items()), "step", "mean norm", expected)
+    return drawn(list(panels.items()), "step", "mean norm", expected)
 
 
 def heat_maps(values: Values, expected: Expected, names: Sequence[str]) -> tuple[str, pd.DataFrame]:
@@ -104,7 +71,7 @@ def heat_maps(values: Values, expected: Expected, names: Sequence[str]) -> tuple
         all_axes[-1].set(xlabel="expert")
         if panels:
             figure.colorbar(mesh, ax=list(all_axes), label="share of selections, times E", ticks=SHARES)
-        figure.suptitle(_heading(expected), fontsize=8)
+        figure.suptitle(subject(expected), fontsize=8)
         return svg(figure), points
 
 
@@ -134,27 +101,5 @@ def diversities(table: pd.DataFrame, expected: Expected, texts: Sequence[str]) -
         for place, metric in enumerate(DIVERSITY_OF):
             all_axes[0].plot([], [], "osD"[place], color=f"C{place}", markersize=4, label=metric.rpartition("_")[2])
         figure.legend(loc="outside right center", fontsize=6)
-        figure.suptitle(_heading(expected), fontsize=8)
-        return svg(figure)
-
-
-def _heading(expected: Expected) -> str:
-    return f"{expected.about.name}, profile {expected.profile}, {expected.data or 'nothing measured yet'}"
-
-
-def _drawn(panels: Sequence[tuple[str, dict[str, list[tuple[float, float]]]]], x: str, y: str, expected: Expected) -> str:
-    with stable(8.0):
-        count = max(len(panels), 1)
-        figure = Figure(figsize=(2.4 * count + 2.8, 3.2), layout="constrained")
-        all_axes = figure.subplots(1, count, sharey=True, squeeze=False)[0]
-        for axes, (heading, lines) in zip(all_axes, panels, strict=False):
-            for (label, found), marker in zip(lines.items(), "osD^v<>pPX*h" * 20, strict=False):
-                axes.plot(*zip(*found, strict=True), marker=marker, markersize=2.5, linewidth=0.9, label=label)
-            axes.set(xlabel=x, title=heading)
-            axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-        all_axes[0].set(ylabel=y)
-        figure.suptitle(_heading(expected), fontsize=8)
-        if panels and panels[-1][1]:
-            handles, labels = all_axes[0].get_legend_handles_labels()
-            figure.legend(handles, labels, loc="outside right center", fontsize=6)
+        figure.suptitle(subject(expected), fontsize=8)
         return svg(figure)

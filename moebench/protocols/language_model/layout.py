@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 
@@ -18,10 +17,12 @@ from moebench.protocols.language_model.config import (
     TOKEN_ACTIVATION,
     XNLI,
 )
-from moebench.protocols.language_model.numbers import ALL, AVERAGE, MOST_SEEDS, ROUTED, TEXT, Expected, Key, Values
+from moebench.protocols.language_model.numbers import AVERAGE, TEXT, Expected
+from moebench.results.grids import Grids, cells_of, published_block
 from moebench.results.rendering import Block
 from moebench.results.statistics import LEAST_SEEDS, MARGIN, Bar, mean
-from moebench.results.tables import EMPTY, SPREAD, difference_cell, difference_meaning, measured_cell, notes, number, rows_of
+from moebench.results.summaries import ALL, ROUTED, Key, Values
+from moebench.results.tables import EMPTY, SPREAD, notes, number, rows_of
 
 MEASURES = {
     "nll": ("NLL, nats a token", 3),
@@ -136,84 +137,8 @@ def name_of(task: str) -> str:
     return TASK_NAMES.get(task, (task,))[0]
 
 
-def grid(table: pd.DataFrame, heading: str, text: Sequence[str], keys: Sequence[Key], more: Sequence[tuple[str, ...]] = ()) -> Block:
-    """A row a method, a column a key; then ``more`` rows."""
-    cells, labels = _cells(table)
-    rows = [(label, *(_cell(cells[name, key], key[2]) for key in keys)) for name, label in labels.items()]
-    return Block(heading, tuple(text), ("method", *map(heading_of, keys)), (*rows, *more))
-
-
-def _cell(row: dict[str, Any], metric: str) -> str:
-    scale = SCALE.get(metric, 1)
-    scaled = {column: None if row[column] is None else row[column] * scale for column in ("value", "sd")}
-    return measured_cell(row | scaled, MEASURES[metric][1])
-
-
-def difference_grid(table: pd.DataFrame, expected: Expected, keys: Sequence[Key], text: Sequence[str] = (), what: str = "") -> Block:
-    """Differences to the baseline; ``what`` ends the heading."""
-    cells, labels = _cells(table)
-    rows = tuple(
-        (label, *(difference_cell(cells[name, key], MEASURES[key[2]][1]) for key in keys))
-        for name, label in labels.items()
-        if name != expected.baseline
-    )
-    return Block(f"Difference to {expected.label}{what}", (*text, difference_meaning(expected)), ("method", *map(heading_of, keys)), rows)
-
-
-def undecided(table: pd.DataFrame, expected: Expected, keys: Sequence[Key]) -> list[Block]:
-    """How many seeds would decide the differences whose interval holds 0."""
-    cells, labels = _cells(table)
-
-    def cell(name: str, key: Key) -> str:
-        row = cells[name, key]
-        if row["difference"] is None:
-            return EMPTY
-        needed = row["seeds_needed"]
-        if needed is None:
-            return "decided"
-        return f"> {MOST_SEEDS}" if needed > MOST_SEEDS else str(int(needed))
-
-    rows = tuple((label, *(cell(name, key) for key in keys)) for name, label in labels.items() if name != expected.baseline)
-    if not any(value not in (EMPTY, "decided") for row in rows for value in row[1:]):
-        return []
-    text = (
-        "Seeds after which the unadjusted 95 % interval of a difference would exclude 0, if its mean and deviation over seeds stay as they"
-        f" are; from {len(expected.seeds)} seeds the deviation itself is known to an order of size only. `decided`: it excludes 0 now."
-    )
-    return [Block("Seeds that would decide", (text,), ("method", *map(heading_of, keys)), rows)]
-
-
-def published_block(expected: Expected, number_: str, names: Sequence[str]) -> list[Block]:
-    """A published table, and which of its rows are which methods."""
-    table = expected.published.tables.get(number_)
-    if table is None:
-        return []
-    named = [f"{expected.methods[name].label} is `{row}`" for name in names if (row := expected.methods[name].published) in table.rows]
-    said = (
-        f"{table.title}; {table.source}, no deviations published. Other data, other sizes: for orientation, in no mean and no difference"
-        f" above. {table.remark}{' Rows: ' + '; '.join(named) + '.' if named else ''}"
-    )
-    rows = tuple((name, *(table.cell(name, column) or EMPTY for column in table.columns)) for name in table.rows)
-    return [Block("Published, in another setting", (said,), ("published row", *table.columns), rows)]
-
-
-def holes(table: pd.DataFrame) -> list[Block]:
-    """Why cells are empty or incomplete, a line a method and reason."""
-    found: dict[tuple[str, str], list[str]] = {}
-    for row in rows_of(table):
-        if note := "; ".join(part for part in str(row["note"]).split("; ") if part and not part.startswith("no difference")):
-            found.setdefault((row["label"], note), []).append(heading_of((row["task"], row["language"], row["metric"])))
-    items = tuple(
-        f"{label}, {', '.join(what) if len(what) <= 3 else f'{what[0]} and {len(what) - 1} more'}: {note}"
-        for (label, note), what in found.items()
-    )
-    return [Block("Empty or incomplete cells", (), (), (), items)] if items else []
-
-
-def _cells(table: pd.DataFrame) -> tuple[dict[tuple[str, Key], dict[str, Any]], dict[str, str]]:
-    rows = rows_of(table)
-    cells = {(row["method"], (row["task"], row["language"], row["metric"])): row for row in rows}
-    return cells, {row["method"]: row["label"] for row in rows}
+GRIDS = Grids(MEASURES, heading_of, SCALE)
+grid, difference_grid, undecided, holes = GRIDS.grid, GRIDS.differences, GRIDS.undecided, GRIDS.holes
 
 
 # ------------------------------------------------------------------------------------------------------------- the tables
@@ -343,10 +268,14 @@ def activation_blocks(table: pd.DataFrame, expected: Expected) -> list[Block]:
 
 def diversity_blocks(table: pd.DataFrame, expected: Expected) -> list[Block]:
     """How many experts a token reaches, in the manner of the paper's figure 7: a row a text and method."""
-    cells, labels = _cells(table)
+    cells, labels = cells_of(table)
     measures = [metric for metric in (*DIVERSITY[:2], *DIVERSITY_OF, *DIVERSITY[2:]) if metric in set(table["metric"])]
     rows = tuple(
-        (text, label, *(_cell(cells[at], at[1][2]) if at in cells else EMPTY for at in ((name, (ROUTED, text, one)) for one in measures)))
+        (
+            text,
+            label,
+            *(GRIDS.cell(cells[at], at[1][2]) if at in cells else EMPTY for at in ((name, (ROUTED, text, one)) for one in measures)),
+        )
         for text in expected.texts
         for name, label in labels.items()
     )

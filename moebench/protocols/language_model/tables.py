@@ -21,8 +21,10 @@ from moebench.protocols.language_model.config import (
     Data,
     language_of,
 )
-from moebench.protocols.language_model.numbers import ALL, AVERAGE, ROUTED, Key
+from moebench.protocols.language_model.numbers import AVERAGE
 from moebench.published import Table
+from moebench.results.routing_figures import by_depth, loads
+from moebench.results.summaries import ALL, ROUTED, Key, Values, values_of
 from moebench.results.tables import Document, Expected, Figure, Measured, frame, title
 
 FILES = """\
@@ -88,7 +90,7 @@ def tables(expected: Expected, measured: Measured) -> list[Document | Figure]:
     """Make the tables and figures; the first is the one to look at."""
     data = expected.experiment.data
     every = numbers.Expected(**vars(expected), texts=tuple(data.texts), **_tasks(data))
-    values, shallow = numbers.values_of(measured.records), numbers.values_of(measured.records, "baseline")
+    values, shallow = values_of(measured.records), values_of(measured.records, "baseline")
     verdicts = numbers.counted(values, shallow, every)
     counting = [task for task in every.tasks if verdicts[task].verdict == "yes"]
     values = numbers.with_average(values, counting, ("accuracy",))
@@ -126,9 +128,9 @@ def tables(expected: Expected, measured: Measured) -> list[Document | Figure]:
     documents.append(Document("costs", title(every, "what pre-training cost"), layout.costs_blocks(measured.costs, every)))
     selecting = [name for name in main if every.methods[name].layer == "aoe"]
     documents += [
-        Figure("load_by_depth", figures.by_depth(values, every, "load_entropy", "Ent_load, nats")),
-        Figure("confidence_by_depth", figures.by_depth(values, every, "router_entropy", "Ent_conf, nats")),
-        Figure("load", figures.loads(values, every, [every.baseline, *selecting])),
+        Figure("load_by_depth", by_depth(values, every, main, "load_entropy", "Ent_load, nats")),
+        Figure("confidence_by_depth", by_depth(values, every, main, "router_entropy", "Ent_conf, nats")),
+        Figure("load", loads(values, every, [every.baseline, *selecting])),
         Figure("heat_map", *figures.heat_maps(values, every, main)),
     ]
     return [*documents, *(Figure(f"norms_{name}", figures.norms(measured.curves, every, name)) for name in selecting)]
@@ -153,9 +155,7 @@ def _printed(table: Table | None, columns: Sequence[str]) -> Callable[[str | Non
     return lambda row: next((found for column in columns if table and (found := table.cell(row, column))), "")
 
 
-def _languages(
-    values: numbers.Values, shallow: numbers.Values, every: numbers.Expected, main: list[str], records: pd.DataFrame
-) -> Document:
+def _languages(values: Values, shallow: Values, every: numbers.Expected, main: list[str], records: pd.DataFrame) -> Document:
     """Accuracy by language, beside the published table whose columns are XNLI's languages."""
     verdicts = numbers.with_languages(values, shallow, every, _pivot(every.experiment.data))
     published = every.published.tables
@@ -177,7 +177,7 @@ def _columns(every: numbers.Expected, table: str) -> list[tuple[str, ...]]:
     return list(published.columns.values()) if published else []
 
 
-def _groups(values: numbers.Values, every: numbers.Expected, keys: list[Key]) -> list[Document | Figure]:
+def _groups(values: Values, every: numbers.Expected, keys: list[Key]) -> list[Document | Figure]:
     """Tables of the methods beside the main ones, of those groups that run."""
     documents: list[Document | Figure] = []
     for name, group in layout.GROUPS.items():
@@ -191,7 +191,7 @@ def _groups(values: numbers.Values, every: numbers.Expected, keys: list[Key]) ->
     return documents
 
 
-def _routing(values: numbers.Values, every: numbers.Expected, main: list[str]) -> list[Document | Figure]:
+def _routing(values: Values, every: numbers.Expected, main: list[str]) -> list[Document | Figure]:
     blocks = sorted({language for task, language, metric in values if task == ROUTED and metric == "load_entropy" and language != ALL})
     over_all = numbers.summary(values, every, main, [(ROUTED, ALL, metric) for metric in USED], False)
     keys: list[Key] = [(ROUTED, block, metric) for metric in BLOCK_BY_BLOCK for block in blocks]
@@ -202,7 +202,7 @@ def _routing(values: numbers.Values, every: numbers.Expected, main: list[str]) -
     ]
 
 
-def _activation(values: numbers.Values, every: numbers.Expected, main: list[str]) -> list[Document | Figure]:
+def _activation(values: Values, every: numbers.Expected, main: list[str]) -> list[Document | Figure]:
     """How many experts are in use, where that is measured, or is a claim of the paper."""
     keys: list[Key] = [(ROUTED, ALL, metric) for metric in (*ACTIVATION, *TOKEN_ACTIVATION)]
     if not every.splitting and not any(values.get(key) for key in keys):
@@ -211,7 +211,7 @@ def _activation(values: numbers.Values, every: numbers.Expected, main: list[str]
     return [Document("activation", title(every, "how many experts are in use"), layout.activation_blocks(table, every), table)]
 
 
-def _diversity(values: numbers.Values, every: numbers.Expected) -> list[Document | Figure]:
+def _diversity(values: Values, every: numbers.Expected) -> list[Document | Figure]:
     """How many experts a token reaches, of the methods that split tokens."""
     if not every.splitting:
         return []

@@ -15,6 +15,7 @@ from moebench.protocols.language_model import numbers, tables
 from moebench.protocols.language_model.config import METRICS, language_of
 from moebench.protocols.language_model.scoring import chosen, norm_points
 from moebench.results.records import COSTS, CURVES, PROVENANCE, RECORDS
+from moebench.results.summaries import values_of
 from moebench.results.tables import Measured
 
 
@@ -82,21 +83,6 @@ def test_norms_become_points_of_a_curve_an_expert(tmp_path):
         norm_points(path)
 
 
-@pytest.mark.parametrize(("centre", "spread", "n"), [(0.5, 1.0, 3), (0.2, 0.3, 3), (1.0, 0.9, 5), (3.0, 0.5, 3), (0.01, 1.0, 3)])
-def test_seeds_needed_are_those_at_which_a_t_test_decides(centre, spread, n):
-    def sample(size):
-        values = np.linspace(-1, 1, size)
-        return (values - values.mean()) / values.std(ddof=1) * spread + centre
-
-    found = numbers.seeds_needed(list(sample(n)))
-    if found is None:
-        assert stats.ttest_1samp(sample(n), 0).pvalue < 0.05
-    elif found > numbers.MOST_SEEDS:
-        assert stats.ttest_1samp(sample(numbers.MOST_SEEDS), 0).pvalue > 0.05
-    else:
-        assert stats.ttest_1samp(sample(found - 1), 0).pvalue > 0.05 > stats.ttest_1samp(sample(found), 0).pvalue
-
-
 def rows_for(paper, without=()):
     """Records as a finished evaluation has them: values follow from method and seed."""
     rows = []
@@ -139,19 +125,19 @@ def test_a_task_that_a_shallow_baseline_solves_does_not_count(write):
     paper = write(("setting", "seeds", [0, 1, 2]))
     records = rows_for(paper)
     expected = numbers.Expected(**vars(tables_of(paper, records)[0]), texts=("pivot",), tasks=("role", "entailment"))
-    found = numbers.counted(numbers.values_of(records), numbers.values_of(records, "baseline"), expected)
+    found = numbers.counted(values_of(records), values_of(records, "baseline"), expected)
     # methods in order aoe, dense, moe, removed: the baseline moe has 80, 81, 82, deviation 1
     assert found["role"] == ("yes", "overlap", 50.0)
     higher = records.assign(value=records["value"].where(records["stage"] != "baseline", 78.5))
-    assert numbers.counted(numbers.values_of(higher), numbers.values_of(higher, "baseline"), expected)["role"][0] == "no"
+    assert numbers.counted(values_of(higher), values_of(higher, "baseline"), expected)["role"][0] == "no"
     easy = records.assign(value=records["value"].where(records["stage"] == "baseline", records["value"] + 17))
-    assert numbers.counted(numbers.values_of(easy), numbers.values_of(easy, "baseline"), expected)["role"][0] == "ceiling"
+    assert numbers.counted(values_of(easy), values_of(easy, "baseline"), expected)["role"][0] == "ceiling"
 
 
 def test_an_average_is_there_only_where_every_task_is(write):
     paper = write()
     records = rows_for(paper, without={("aoe", "role")})
-    values = numbers.with_average(numbers.values_of(records), ("role", "entailment"), ("accuracy",))
+    values = numbers.with_average(values_of(records), ("role", "entailment"), ("accuracy",))
     found = values[numbers.AVERAGE, "", "accuracy"]
     assert found["dense"] == {0: 70.0}
     assert "aoe" not in found
