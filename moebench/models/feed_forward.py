@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from moebench.config import BaseMethod, Config, Count, Few
+from moebench.config import MOE_FOLDER, BaseMethod, Config, Count, Few
 from moebench.models.matching import fine_grained, multi_head_experts, multi_head_inner_by_operations, multi_head_inner_by_parameters
 
 Maps = Annotated[Count, Field(le=3)]
@@ -94,3 +94,8 @@ def sizes(method: FeedForwardMethod, width: int, inner: int, experts: int, chose
         return {"experts": experts, "inner": multi_head_inner_by_parameters(width, inner, experts, layer.heads, maps=maps)}
     own = multi_head_inner_by_operations(width, inner, chosen, int(method.options.get("k", 1)), maps=maps)
     return {"experts": multi_head_experts(width, inner, experts, layer.heads, own, maps=maps), "inner": own}
+
+
+def looks_at_attention(router: str) -> bool:
+    """What a router's class says, read from its source: importing it would import torch."""
+    return "needs_attention: ClassVar[bool] = True" in (MOE_FOLDER / "routers" / f"{router}.py").read_text(encoding="utf-8")

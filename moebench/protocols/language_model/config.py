@@ -11,7 +11,6 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from moebench.config import (
-    MOE_FOLDER,
     BaseData,
     BaseSetting,
     Config,
@@ -28,7 +27,7 @@ from moebench.config import (
 from moebench.data.text_settings import Constructed, Stream, TextData, check_source
 from moebench.errors import MoebenchError, nearest
 from moebench.experiment import Experiment
-from moebench.models.feed_forward import FeedForwardMethod, sizes
+from moebench.models.feed_forward import FeedForwardMethod, looks_at_attention, sizes
 from moebench.models.matching import matching_rank, widened
 from moebench.models.shapes import Decoder
 
@@ -381,7 +380,7 @@ def _check_method(experiment: Experiment, name: str, method: Method) -> None:
         raise MoebenchError(
             f"{path}: key 'layer' has the value {method.layer!r}{nearest(method.layer, layers())}; layers are: {', '.join(layers())}"
         )
-    if method.router is not None and _looks_at_attention(method.router):
+    if method.router is not None and looks_at_attention(method.router):
         raise MoebenchError(
             f"{path}: key 'router' has the value {method.router!r}, which looks at attention probabilities; a decoder does not compute them"
         )
@@ -396,11 +395,6 @@ def _check_method(experiment: Experiment, name: str, method: Method) -> None:
         raise MoebenchError(f"{path}: key 'rank' is missing: experts select themselves by what the first factor of their gate gives")
     if method.pretrain_as is not None:
         _check_start(path, method, experiment.method(method.pretrain_as, f"{path}: key 'pretrain_as': "))
-
-
-def _looks_at_attention(router: str) -> bool:
-    """What the class says, read from its source: importing it would import torch."""
-    return "needs_attention: ClassVar[bool] = True" in (MOE_FOLDER / "routers" / f"{router}.py").read_text(encoding="utf-8")
 
 
 def _check_start(path: Path, method: Method, start: Method) -> None:

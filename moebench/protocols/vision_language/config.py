@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from moebench.config import BaseData, BaseSetting, Config, Few, Optimisation, Positive, Seed, Share, check_memory, layers
 from moebench.errors import MoebenchError, nearest
 from moebench.experiment import Experiment
-from moebench.models.feed_forward import FeedForwardMethod, sizes
+from moebench.models.feed_forward import FeedForwardMethod, looks_at_attention, sizes
 from moebench.models.shapes import VisionLanguage
 
 TASKS = ("vqa", "nlvr", "caption")
@@ -217,8 +217,14 @@ def _check_method(experiment: Experiment, name: str, method: Method) -> None:
         raise MoebenchError(
             f"{path}: key 'layer' has the value {method.layer!r}{nearest(method.layer, layers())}; layers are: {', '.join(layers())}"
         )
+    if method.router is not None and looks_at_attention(method.router):
+        raise MoebenchError(
+            f"{path}: key 'router' has the value {method.router!r}, which looks at attention probabilities; they are not computed here"
+        )
     try:
         found = shape_of(setting, method, name)
     except ValueError as error:
         raise MoebenchError(f"{path}: {error}") from error
     experiment.check_options(name, setting.model.width // method.heads, found["experts"])
+    if method.layer == "aoe" and method.options["node"] == "reduced":
+        raise MoebenchError(f"{path}: key 'options.node' has the value 'reduced', which takes factorised experts; here their gate is whole")
