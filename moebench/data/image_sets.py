@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from moebench.data.images import AT_ONCE, ImageSet
+from moebench.data.images import AT_ONCE, Images, ImageSet
 from moebench.errors import MoebenchError
 from moebench.files import atomic_write, read_array, read_object
 
@@ -29,14 +29,19 @@ def written(folder: Path, sets: Iterable[tuple[str, ImageSet]], about: dict[str,
         if np.prod(shape, dtype=np.int64) <= LARGE:
             arrays["images"] = np.asarray(each.images[:])
         else:
-            with atomic_write(folder / f"{name}.images.npy", binary=True) as file:
-                np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-                for begin in range(0, len(each), AT_ONCE):
-                    file.write(np.ascontiguousarray(each.images[begin : begin + AT_ONCE]).data)
+            write_images(folder / f"{name}.images.npy", each.images)
         with atomic_write(folder / f"{name}.npz", binary=True) as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
         about[name] = {"images": len(each), "shape": list(shape[1:]), "classes": list(each.classes)}
         yield name, _read(folder, name, each.classes)
+
+
+def write_images(path: Path, images: Images) -> None:
+    """Write images as one array, without ever holding all of them."""
+    with atomic_write(path, binary=True) as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": images.shape})
+        for begin in range(0, len(images), AT_ONCE):
+            file.write(np.ascontiguousarray(images[begin : begin + AT_ONCE]).data)
 
 
 def read_set(folder: Path, name: str) -> ImageSet:

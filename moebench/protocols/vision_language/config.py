@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from moebench.config import BaseData, BaseSetting, Config, Few, Optimisation, Positive, Seed, Share, check_memory, layers
 from moebench.errors import MoebenchError, nearest
@@ -30,7 +30,7 @@ SPECIAL = ("[pad]", "[cls]", "[sep]", "[mask]", "[unk]")
 
 
 class Rows(Config):
-    """How many rows of a task; of original files the first ones, none: all."""
+    """How many rows of a task at most; of original files they are drawn, none: all."""
 
     train: Positive | None = None
     validation: Positive | None = None
@@ -38,7 +38,7 @@ class Rows(Config):
 
 
 class Masked(Config):
-    """How many rows of each kind there are to pre-train on, and in each kind to validate."""
+    """How many rows of each kind there are at most to pre-train on, and in each kind to validate."""
 
     pairs: Positive
     """Images with a caption."""
@@ -49,20 +49,42 @@ class Masked(Config):
     validation: Positive
 
 
+def _below(path: str) -> str:
+    if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+        raise ValueError(f"{path!r} leaves the folder; give a path below it")
+    return path
+
+
+Below = Annotated[str, Field(min_length=1), AfterValidator(_below)]
+"""A path below the folder of original files."""
+
+
+class Pairs(Config):
+    """More images with captions, in the format of COCO's."""
+
+    captions: Below
+    """The file."""
+    pictures: Below
+    """The folder that its names are below."""
+
+
 class Originals(Config):
-    """Where the original files are, below the folder of original files; an image is resized."""
+    """Where the original files are; their names in these folders are those that data/README.md lists. Pictures are resized."""
 
-    vqa: str
-    nlvr: str
-    caption: str
-
-    @model_validator(mode="after")
-    def _folders_stay_below(self) -> Originals:
-        for key in TASKS:
-            path = PurePosixPath(getattr(self, key))
-            if path.is_absolute() or ".." in path.parts:
-                raise ValueError(f"{key} {str(path)!r} leaves the folder; give a path below it")
-        return self
+    coco: Below
+    """Folder of ``train2014`` and ``val2014``."""
+    vqa: Below
+    """Folder of VQAv2's questions and annotations."""
+    nlvr: Below
+    """Folder of NLVR2's files and of ``images``."""
+    captions: Below
+    """Karpathy's file of COCO's captions and their splits."""
+    pairs: tuple[Pairs, ...] = ()
+    """To pre-train on beside COCO's captions."""
+    pictures: Below | None = None
+    """Folder of the images alone; none: the training images of NLVR2."""
+    texts: Below | None = None
+    """The texts alone, a file or a folder of ``*.txt``, a line each; none: the training questions and sentences."""
 
 
 class Data(BaseData):
@@ -73,7 +95,7 @@ class Data(BaseData):
     files: Originals | None = None
     """Where the original files are; only for source ``files``, where it is required."""
     seed: Seed = 0
-    """Draws scenes and the start of the codebook."""
+    """Draws scenes, what is taken of original files, and the start of the codebook."""
     masked: Masked
     vqa: Rows = Rows()
     nlvr: Rows = Rows()
@@ -81,7 +103,7 @@ class Data(BaseData):
     codebook: Annotated[Few, Field(ge=2)]
     """K, visual tokens."""
     codebook_images: Positive = 1000
-    """At most so many training images make them."""
+    """The first so many images of pre-training make them."""
     vocabulary: Annotated[Positive, Field(gt=len(SPECIAL))] | None = None
     """The most frequent words of the training texts that are kept, special ones included; none: all."""
     answers: Positive | None = None
@@ -96,6 +118,8 @@ class Data(BaseData):
     def _options_fit_the_source(self) -> Data:
         if (self.files is not None) != (self.source == "files"):
             raise ValueError("the section 'files' belongs to, and is required by, source 'files' alone")
+        if self.source == "files" and self.vqa.validation is None:
+            raise ValueError("vqa.validation is missing: it is held out from the training questions")
         if self.source == "scenes":
             for task in TASKS:
                 for split, count in getattr(self, task):

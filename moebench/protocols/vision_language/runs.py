@@ -17,8 +17,9 @@ NOT_A_MODEL = {"label", "published", "pretrain_as", "wide", "split"}  # the last
 OPTIONAL = {"multi_head", "shared"}
 """Parts of a method that stand in its plan only where it has them."""
 MODULE = {"pretrain": "pretraining", "finetune": "finetuning"}
-SOURCES = ["moebench.data.scenes"]
-"""Modules that make the data; training reads what was prepared."""
+SCENES = ["moebench.data.scenes"]
+ORIGINALS = ["moebench.data.image_benchmarks", "moebench.data.text_files", "moebench.data.vision_language_files"]
+"""Modules that make the data or read the original files; training reads what was prepared."""
 
 
 def runs(experiment: Experiment) -> list[Run]:
@@ -36,7 +37,7 @@ def plan(experiment: Experiment, run: Run) -> Plan:
     options = setting.pretrain if run.stage == "pretrain" else getattr(setting, run.training_set)
     what = _model(setting, run.method, method) | {run.stage: options.model_dump(mode="json")}
     layer = f"moebench.moe.routers.{method.router}" if method.router else f"moebench.moe.layers.{method.layer}"
-    return Plan(what, [f"moebench.protocols.vision_language.{MODULE[run.stage]}", layer], SOURCES)
+    return Plan(what, [f"moebench.protocols.vision_language.{MODULE[run.stage]}", layer], SCENES + ORIGINALS)
 
 
 def _model(setting: Setting, name: str, method: Method) -> dict[str, Any]:
