@@ -21,6 +21,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from sklearn.naive_bayes import MultinomialNB
 
+from moebench.data.images import AT_ONCE
 from moebench.data.visual_tokens import nearest
 
 
@@ -68,7 +69,8 @@ def by_tokens(train_NT: np.ndarray, answers: Sequence[str], test_LT: np.ndarray,
         L answers.
     """
     model = MultinomialNB().fit(_bags(train_NT, size), list(answers))
-    return [str(answer) for answer in model.predict(_bags(test_LT, size))]
+    parts = [model.predict(_bags(test_LT[begin : begin + AT_ONCE], size)) for begin in range(0, len(test_LT), AT_ONCE)]
+    return [str(answer) for part in parts for answer in part]
 
 
 def by_text_and_tokens(

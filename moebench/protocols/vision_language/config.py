@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from moebench.config import BaseData, BaseSetting, Config, Few, Optimisation, Positive, Seed, Share, check_memory, layers
+from moebench.config import BaseData, BaseSetting, Config, Count, Few, Optimisation, Positive, Seed, Share, check_memory, layers
 from moebench.errors import MoebenchError, nearest
 from moebench.experiment import Experiment
 from moebench.models.feed_forward import FeedForwardMethod, looks_at_attention, sizes
@@ -181,6 +181,8 @@ class Setting(BaseSetting):
     caption: Captioning
     predict_batch: Positive = 256
     """Rows at once in validation and prediction."""
+    shallow: Count = 5000
+    """How many training rows the shallow baselines see, the first ones; 0: there are none."""
 
     def check(self, experiment: Experiment) -> None:
         """See `_check`."""
