@@ -35,7 +35,7 @@ def patches(images: np.ndarray, side: int) -> np.ndarray:
     if side < 1 or height % side or width % side:
         raise MoebenchError(f"patches of {side} x {side} pixels; should divide the images' {height} x {width}")
     cut = images.reshape(count, height // side, side, width // side, side, channels)
-    return cut.swapaxes(2, 3).reshape(count, -1, side * side * channels)
+    return cut.swapaxes(2, 3).reshape(count, (height // side) * (width // side), side * side * channels)
 
 
 def nearest(points_MD: np.ndarray, codebook_KD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

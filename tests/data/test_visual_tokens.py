@@ -36,6 +36,7 @@ def test_patches_are_cut_row_by_row():
     assert cut.shape == (2, 6, 12)
     for number, (row, column) in enumerate([(0, 0), (0, 2), (0, 4), (2, 0), (2, 2), (2, 4)]):
         assert np.array_equal(cut[1, number].reshape(2, 2, 3), image[1, row : row + 2, column : column + 2])
+    assert patches(image[:0], 2).shape == (0, 6, 12)
     with pytest.raises(MoebenchError, match="patches of 4 x 4 pixels; should divide the images' 4 x 6"):
         patches(image, 4)
 
