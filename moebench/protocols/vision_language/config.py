@@ -100,7 +100,7 @@ class Data(BaseData):
     vqa: Rows = Rows()
     nlvr: Rows = Rows()
     caption: Rows = Rows()
-    codebook: Annotated[Few, Field(ge=2)]
+    codebook: Annotated[Positive, Field(ge=2, le=65536)]
     """K, visual tokens."""
     codebook_images: Positive = 1000
     """The first so many images of pre-training make them."""
@@ -224,7 +224,8 @@ def _check(experiment: Experiment) -> None:
                 raise MoebenchError(f"{path}: key 'model.{key}' has the value {mine}; scenes have {there}")
     weights = setting.experts * shape.layers * 3 * shape.width * shape.inner
     check_memory(path, {"model": shape.weights, "experts": weights})
-    check_memory(experiment.data_file, {"vocabulary": (data.vocabulary or 0) * shape.width, "answers": (data.answers or 0) * shape.width})
+    sizes_of = {"vocabulary": data.vocabulary or 0, "answers": data.answers or 0, "codebook": data.codebook}
+    check_memory(experiment.data_file, {key: count * shape.width for key, count in sizes_of.items()})
     ranks = setting.devices * setting.nodes
     for key, run in (("pretrain", setting.pretrain), *((task, getattr(setting, task)) for task in TASKS)):
         check_memory(path, {f"{key}.batch": run.batch * shape.positions * shape.width / (ranks * run.accumulate)})

@@ -62,21 +62,29 @@ def scenes(data: Data) -> Source:
     from moebench.data import scenes as made
 
     makers = {"vqa": made.questions, "nlvr": made.statements, "caption": made.captioned}
-    tasks = {task: {split: makers[task](split, getattr(getattr(data, task), split), data.seed) for split in SPLITS} for task in TASKS}
+    tasks: dict[str, dict[str, ImageText]] = {task: {} for task in TASKS}
     pairs, images, texts = {}, {}, {}
     masked = data.masked
-    for split, sizes in (("train", (masked.pairs, masked.images, masked.texts)), ("validation", (masked.validation,) * 3)):
-        ends = np.cumsum([sizes[0], sizes[1], -(-sizes[2] // 3)]).tolist()
-        whole = made.captioned(split, ends[2], data.seed)
-        pairs[split] = ImageText("caption", whole.images[: ends[0]], whole.rows[: ends[0]])
-        images[split] = whole.images[ends[0] : ends[1]]
-        each = ends[2] - ends[1]
+    sizes = {"train": (masked.pairs, masked.images, masked.texts), "validation": (masked.validation,) * 3, "test": (0, 0, 0)}
+    for split, (pair, image, text) in sizes.items():
+        each = -(-text // 3)
+        others = {"vqa": each, "nlvr": each, "caption": pair + image + each}
+        drawn = {}
+        for task, more in others.items():
+            count = getattr(getattr(data, task), split)
+            drawn[task] = makers[task](split, max(count, more), data.seed)  # the first rows of more are those of fewer
+            tasks[task][split] = kept(drawn[task], list(range(count)))
+        if not pair:
+            continue
+        whole = drawn["caption"]
+        pairs[split] = kept(whole, list(range(pair)))
+        images[split] = whole.images[pair : pair + image]
         said = [
-            [row["captions"][at % len(row["captions"])] for at, row in enumerate(whole.rows[ends[1] :])],
-            [row["question"] for row in made.questions(split, each, data.seed).rows],
-            [row["sentence"] for row in made.statements(split, each, data.seed).rows],
+            [row["captions"][at % len(row["captions"])] for at, row in enumerate(whole.rows[pair + image : pair + image + each])],
+            [row["question"] for row in drawn["vqa"].rows[:each]],
+            [row["sentence"] for row in drawn["nlvr"].rows[:each]],
         ]
-        texts[split] = [text for turn in zip(*said, strict=True) for text in turn][: sizes[2]]
+        texts[split] = [one for turn in zip(*said, strict=True) for one in turn][:text]
     return Source(tasks, pairs, images, texts, made.words, made.VOCABULARY, str)
 
 
