@@ -64,13 +64,12 @@ def measured(
     if not sparse:
         return 1.0
     loads = {place: sum(batch[place]["load"] for batch in batches) for place in sparse}
-    rows = float(np.mean([load.sum() for load in loads.values()])) / tokens
-    measure("routing", "all", "experts_per_token", rows, tokens)
     found: dict[str, list[float]] = {}
     for place, load in loads.items():
         share, layer = load / load.sum(), sparse[place]
         units = sum(batch[place]["units"] for batch in batches)
         mine = {"load_entropy": load_entropy(load), "idle": share.max() - share.min(), "max_violation": max_violation(load)}
+        mine["experts_per_token"] = load.sum() / tokens
         mine["router_entropy"] = sum(batch[place]["entropy"] for batch in batches) / units
         if "margin" in batches[0][place]:
             mine["rank_margin"] = sum(batch[place]["margin"] for batch in batches) / units
@@ -85,4 +84,4 @@ def measured(
             measure("routing", f"layer{place + 1:02d}.expert{expert + 1:03d}", "load", value, tokens)
     for metric, values in found.items():
         measure("routing", "all", metric, math.fsum(values) if metric == "idle" else math.fsum(values) / len(values), tokens)
-    return rows
+    return float(np.mean(found["experts_per_token"]))
