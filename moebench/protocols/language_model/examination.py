@@ -14,7 +14,6 @@ from typing import Any
 import lightning.pytorch as lightning
 import numpy as np
 import torch
-from torch import Tensor
 from torch.nn import functional
 
 from moebench.config import Optimisation
@@ -24,12 +23,11 @@ from moebench.data.lm_tokenizer import Pieces
 from moebench.data.packing import IGNORED
 from moebench.experiment import Experiment, Run
 from moebench.files import read_array
-from moebench.metrics.routing import activation_ratio, assignment_diversity, load_entropy, max_violation, random_diversity
+from moebench.metrics.routing import activation_ratio, assignment_diversity, random_diversity
 from moebench.models.build import load_weights
 from moebench.models.decoder import Decoder
 from moebench.models.flops import decoder_costs, macs_per_token
 from moebench.moe.contract import Routing
-from moebench.moe.coupling import coupling
 from moebench.moe.layer import Aux
 from moebench.protocols.language_model.batches import batch_of, open_rows
 from moebench.protocols.language_model.build import build
@@ -41,6 +39,7 @@ from moebench.protocols.language_model.config import (
     TOKEN_ACTIVATION,
     WORD_CLASSES,
 )
+from moebench.training import usage
 from moebench.training.batches import Batch, loader
 from moebench.training.job import Job
 from moebench.training.module import Training
@@ -71,25 +70,19 @@ class Examined(Training):
             "n": len(targets),
             "tokens": batch["ids"].numel(),
             "classes": np.bincount(class_T, minlength=len(CLASSES)),
-            "layers": [used(aux, class_T) for aux in reports],
+            "layers": [used_by_class(aux, class_T) for aux in reports],
         }
 
 
-def used(aux: Aux, class_T: np.ndarray) -> dict[str, Any]:
-    """Return sums over a batch's tokens, or sub-tokens: how many, load (E,), entropy in nats, and the margin of rank (`margins`).
+def used_by_class(aux: Aux, class_T: np.ndarray) -> dict[str, Any]:
+    """Return the sums of `moebench.training.usage.used` over a batch's tokens, or sub-tokens.
 
     Where there are experts to choose from, and they are chosen, also ``diversities``: of each of `DIVERSITY` a sum for each class (C,).
     """
-    sums: dict[str, Any] = {
-        "units": len(aux.probs),
-        "load": aux.load.double().cpu().numpy(),
-        "entropy": torch.special.entr(aux.probs.double()).sum().item(),
-    }
-    if aux.routing is not None:
-        sums["margin"] = margins(aux.routing.scores, int(aux.load.sum()) // max(len(aux.probs), 1)).sum().item()
-        if len(aux.load) > 1:
-            found = diversities(aux.routing, aux.heads)
-            sums["diversities"] = {name: np.bincount(class_T, found_T, len(CLASSES)) for name, found_T in found.items()}
+    sums = usage.used(aux)
+    if aux.routing is not None and len(aux.load) > 1:
+        found = diversities(aux.routing, aux.heads)
+        sums["diversities"] = {name: np.bincount(class_T, found_T, len(CLASSES)) for name, found_T in found.items()}
     return sums
 
 
@@ -119,19 +112,6 @@ def first_choices(routing: Routing) -> tuple[np.ndarray, np.ndarray]:
     first_U = torch.full_like(best_U, len(routing.load), dtype=torch.long).scatter_reduce(0, routing.token, expert_A, "amin").cpu().numpy()
     unit_A = np.flatnonzero(first_U < len(routing.load))
     return unit_A, first_U[unit_A]
-
-
-def margins(scores_TE: Tensor, chosen: int) -> Tensor:
-    """(T,) gap between the K-th and the next score, over the deviation of a token's scores; 0 where all are equal or all are chosen.
-
-    An entropy of softmax falls with the size of the scores alone (norms grow with their width and in training); this does not.
-    """
-    scores_TE = scores_TE.double()
-    if not 0 < chosen < scores_TE.shape[1]:
-        return scores_TE.new_zeros(len(scores_TE))
-    top = scores_TE.topk(chosen + 1).values
-    spread_T = scores_TE.std(dim=1, correction=0)
-    return torch.where(spread_T > 0, (top[:, -2] - top[:, -1]) / torch.where(spread_T > 0, spread_T, 1), 0)
 
 
 def bytes_of(targets_BS: np.ndarray, pieces: Pieces) -> int:
@@ -219,41 +199,17 @@ class ExaminationJob(Job):
     def _routing(self, outputs: list[Any], measure: Measure) -> None:
         """How experts were used on all held-out text: of each block, ``layer<i>`` from 1, and over all of them."""
         tokens = sum(output["tokens"] for output in outputs)
-        layers = self.decoder.layers
-        sparse = [place for place, layer in enumerate(layers) if layer.experts.count > 1]  # type: ignore[operator]
-        loads = {place: sum(output["layers"][place]["load"] for output in outputs) for place in sparse}
-        self.rows = float(np.mean([load.sum() for load in loads.values()])) / tokens if sparse else 1.0
+        layers = [dict(enumerate(output["layers"])) for output in outputs]
+        self.rows = usage.measured(dict(enumerate(self.decoder.layers)), layers, tokens, measure)
         measure("routing", "all", "macs_per_token", macs_per_token(self.decoder, self.rows, self.context), tokens)
-        if not sparse:
-            return
-        if chosen := [load for place, load in loads.items() if "diversities" in outputs[0]["layers"][place]]:
-            count_LE = np.stack(chosen)
+        if chosen := [place for place, sums in layers[0].items() if "diversities" in sums]:
+            count_LE = np.stack([sum(batch[place]["load"] for batch in layers) for place in chosen])
             for metrics, shares, units in (
                 (ACTIVATION, THRESHOLDS, count_LE.sum(axis=1)),
                 (TOKEN_ACTIVATION, THRESHOLDS[1:], tokens),
             ):
                 for metric, share in zip(metrics, shares, strict=True):
                     measure("routing", "all", metric, activation_ratio(count_LE, units, share / count_LE.shape[1]), tokens)
-        found: dict[str, list[float]] = {}
-        for place, load in loads.items():
-            share, layer = load / load.sum(), layers[place]
-            units = sum(output["layers"][place]["units"] for output in outputs)
-            mine = {"load_entropy": load_entropy(load), "idle": share.max() - share.min(), "max_violation": max_violation(load)}
-            mine["experts_per_token"] = load.sum() / tokens
-            mine["router_entropy"] = sum(output["layers"][place]["entropy"] for output in outputs) / units
-            if "margin" in outputs[0]["layers"][place]:
-                mine["rank_margin"] = sum(output["layers"][place]["margin"] for output in outputs) / units
-            embedding, gate_EFD = getattr(getattr(layer, "router", None), "embedding", None), getattr(layer.experts, "gate_EFD", None)
-            if isinstance(embedding, Tensor) and gate_EFD is not None and embedding.shape == (gate_EFD.shape[0], gate_EFD.shape[2]):
-                with torch.no_grad():
-                    mine["coupling"] = coupling(embedding, gate_EFD).item()
-            for metric, value in mine.items():
-                measure("routing", f"layer{place + 1:02d}", metric, value, tokens)
-                found.setdefault(metric, []).append(value)
-            for expert, value in enumerate(share):
-                measure("routing", f"layer{place + 1:02d}.expert{expert + 1:03d}", "load", value, tokens)
-        for metric, values in found.items():
-            measure("routing", "all", metric, math.fsum(values) if metric == "idle" else math.fsum(values) / len(values), tokens)
 
     def costs(self) -> dict[str, Any]:
         """Parameters and operations a token, at the rows that held-out text took."""

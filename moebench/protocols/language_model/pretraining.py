@@ -5,7 +5,6 @@ B batch, S positions, V vocabulary, L blocks, E experts, N targets.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from moebench.protocols.language_model.batches import TextBatches, open_rows
 from moebench.protocols.language_model.build import build
 from moebench.protocols.language_model.config import Pretraining
 from moebench.training.batches import Batch
+from moebench.training.decay import decaying
 from moebench.training.job import Job
 from moebench.training.module import Training
 
@@ -71,14 +71,7 @@ class LanguageModel(Training):
         """AdamW as everywhere; the rate rises linearly, then falls by the setting's ``decay`` to ``floor`` times its peak."""
         found = super().configure_optimizers()
         options = self.optimisation
-        warmup = max(1, round(options.warmup * options.steps))
-
-        def scale(step: int) -> float:
-            left = min(1.0, max(0.0, (options.steps - step) / max(1, options.steps - warmup)))
-            fall = left if options.decay == "linear" else (1 - math.cos(math.pi * left)) / 2
-            return min((step + 1) / warmup, options.floor + (1 - options.floor) * fall)
-
-        found["lr_scheduler"]["scheduler"] = torch.optim.lr_scheduler.LambdaLR(found["optimizer"], scale)
+        found["lr_scheduler"]["scheduler"] = decaying(found["optimizer"], options.steps, options.warmup, options.decay, options.floor)
         return found
 
 

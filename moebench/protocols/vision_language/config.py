@@ -20,7 +20,17 @@ MODALITIES = ("text", "image", "pair_text", "pair_image")
 MASKED = ("nll", "perplexity", "accuracy")
 SCORES = {"vqa": ("accuracy", "nll"), "nlvr": ("accuracy", "consistency", "nll"), "caption": ("bleu4", "cider")}
 """Task → metrics of its predictions; the first decides whether the task counts."""
-ROUTING = ("load_entropy", "router_entropy", "rank_margin", "idle", "max_violation", "experts_per_token", "coupling", "load", "macs_per_token")
+ROUTING = (
+    "load_entropy",
+    "router_entropy",
+    "rank_margin",
+    "idle",
+    "max_violation",
+    "experts_per_token",
+    "coupling",
+    "load",
+    "macs_per_token",
+)
 METRICS = tuple(dict.fromkeys((*MASKED, *(metric for metrics in SCORES.values() for metric in metrics), *ROUTING)))
 """Metrics of the records."""
 SIDE, CHANNELS = 24, 1

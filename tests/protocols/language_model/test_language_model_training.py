@@ -25,8 +25,9 @@ from moebench.pipeline.train import train
 from moebench.protocols.language_model.batches import batch_of, open_rows
 from moebench.protocols.language_model.build import build
 from moebench.protocols.language_model.config import Pretraining
-from moebench.protocols.language_model.examination import bytes_of, margins
+from moebench.protocols.language_model.examination import bytes_of
 from moebench.protocols.language_model.pretraining import LanguageModel
+from moebench.training.usage import margins
 
 
 def make_plan(paper):
