@@ -104,6 +104,9 @@ OPTIONAL = {
     ),
 }
 SWITCHES = {"identity", "freeze_in_finetuning", "freeze_embedding", "pretrained", "romanised", "reduce", "normalise"}
+IN_FOLDER = {"coco", "vqa", "nlvr", "captions", "pictures", "texts"}
+"""Keys of paths below the folder of original files."""
+FROM_FILES = ("data/real.yaml", "data/paper.yaml")
 MAY_BE_0 = {
     *("steps", "freeze_blocks", "warmup", "weight_decay", "betas", "shift", "draws", "shallow", "translation", "consistency"),
     *("tasks", "floor", "coupling"),
@@ -126,6 +129,8 @@ MAY_BE_LARGE = {
         "examine_batch",
         "context",
         "accumulate",
+        "codebook_images",
+        "predict_batch",
     ),
 }
 
@@ -135,16 +140,18 @@ def reason(name: str, leaf: Leaf, bad: Any) -> str:
     keys = [key for key in leaf if not isinstance(key, int)]
     number = isinstance(bad, int | float) and not isinstance(bad, bool)
     if isinstance(bad, str) and len(bad) < 500:
-        if {"label", "name", "title", "source", "notes", "columns"} & {*keys}:
-            return "free text" if bad or "notes" in keys else ""
-        if {"train_files", "corpus_files", "folders"} & {*keys} or keys == ["tokens", "checkpoint"]:
+        if {"label", "name", "title", "source", "notes", "columns", "remark"} & {*keys}:
+            return "free text" if bad or {"notes", "remark"} & {*keys} else ""
+        if {"train_files", "corpus_files", "folders"} & {*keys} or keys == ["tokens", "checkpoint"] or IN_FOLDER & {*keys[1:]}:
             return "whether a file is there shows when the data are prepared"
     if name == "published.yaml":
         if "rows" in keys:
             return "a published number" if number and abs(bad) < INFINITE else ""
         return "not stated, or large" if keys[-1] in ("seeds", "decimals") and bad in (None, 0) else ""
-    if bad is None and OPTIONAL & {*keys}:
+    if bad is None and (OPTIONAL & {*keys} or keys in (["vocabulary"], ["answers"], ["files", "pictures"], ["files", "texts"])):
         return "optional"
+    if name in FROM_FILES and keys[0] in ("masked", "vqa", "nlvr", "caption"):
+        return "as many as there are" if bad in (None, 10**9) else ""
     if isinstance(bad, bool) or (bad == 0 and keys[-1] in SWITCHES):
         return "a switch, of which 0 is no" if keys[-1] in SWITCHES else ""
     if name == "methods/moe_large_router.yaml" and keys[-1] == "low":

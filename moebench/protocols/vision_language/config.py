@@ -228,10 +228,15 @@ def _check(experiment: Experiment) -> None:
     setting: Setting = experiment.setting
     data: Data = experiment.data
     shape, path = setting.model, experiment.setting_file
-    if data.source == "scenes":
-        for key, there in (("image", SIDE), ("channels", CHANNELS)):
-            if (mine := getattr(shape, key)) != there:
-                raise MoebenchError(f"{path}: key 'model.{key}' has the value {mine}; scenes have {there}")
+    made = data.source == "scenes"
+    for key, there in (("image", SIDE), ("channels", CHANNELS)) if made else (("channels", 3),):
+        if (mine := getattr(shape, key)) != there:
+            raise MoebenchError(f"{path}: key 'model.{key}' has the value {mine}; {'scenes' if made else 'pictures'} have {there}")
+    if made:
+        drawn = {f"masked.{key}": count for key, count in data.masked} | {
+            f"{task}.{split}": count for task in TASKS for split, count in getattr(data, task)
+        }
+        check_memory(experiment.data_file, {key: count * SIDE**2 * CHANNELS for key, count in drawn.items()})
     weights = setting.experts * shape.layers * 3 * shape.width * shape.inner
     check_memory(path, {"model": shape.weights, "experts": weights})
     sizes_of = {"vocabulary": data.vocabulary or 0, "answers": data.answers or 0, "codebook": data.codebook}
