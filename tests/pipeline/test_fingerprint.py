@@ -95,7 +95,7 @@ def test_training_reaches_its_own_router_and_no_other_protocol(name):
     code = closure(["moebench.pipeline.train", f"moebench.protocols.{name}.pretraining", "moebench.moe.routers.xmoe"])
     assert [module for module in code if module.startswith("moebench.moe.routers.")] == ["moebench.moe.routers.xmoe"]
     assert {"moebench.moe.layer", "moebench.training.module"} <= set(code)
-    others = tuple(f"moebench.protocols.{other}" for other in protocol.names() if other != name)
+    others = tuple(f"moebench.protocols.{other}." for other in protocol.names() if other != name)
     configuration = ("moebench.config", "moebench.errors", f"moebench.protocols.{name}.config", f"moebench.protocols.{name}.runs")
     silent = ("moebench.pipeline.guard", "moebench.pipeline.plan", "moebench.cli", "moebench.results", "moebench.pipeline.evaluate")
     assert not any(module.startswith((*others, *silent)) or module in configuration for module in code)

@@ -387,7 +387,7 @@ def _check_method(experiment: Experiment, name: str, method: Method) -> None:
     try:
         found = shape_of(setting, method, name)
     except ValueError as error:
-        raise MoebenchError(f"{path}: {error}") from error
+        raise MoebenchError(f"{path}: what follows from keys 'split', 'multi_head' and 'options.k' cannot be: {error}") from error
     if method.factorised and (found["low"] < 1 or found["inner"] < 1):
         raise MoebenchError(f"{path}: key 'rank' has the value {method.rank}; of width {setting.decoder.width} that leaves {found}")
     experiment.check_options(name, setting.decoder.width // method.heads, found["experts"])

@@ -266,7 +266,7 @@ def _check_method(experiment: Experiment, name: str, method: Method) -> None:
     try:
         found = shape_of(setting, method, name)
     except ValueError as error:
-        raise MoebenchError(f"{path}: {error}") from error
+        raise MoebenchError(f"{path}: what follows from keys 'split', 'multi_head' and 'options.k' cannot be: {error}") from error
     experiment.check_options(name, setting.model.width // method.heads, found["experts"])
     if method.layer == "aoe" and method.options["node"] == "reduced":
         raise MoebenchError(f"{path}: key 'options.node' has the value 'reduced', which takes factorised experts; here their gate is whole")

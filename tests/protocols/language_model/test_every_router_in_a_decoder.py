@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from moebench import config
+from moebench.models.feed_forward import looks_at_attention
 from moebench.moe.registry import build_router, layer_names, router_names
 from moebench.protocols.language_model.build import build
-from moebench.protocols.language_model.config import _looks_at_attention
 
 SHAPE = {"layers": 2, "width": 16, "heads": 2, "inner": 8, "context": 24}
 EXPERTS, VOCABULARY = 4, 50
@@ -33,7 +33,7 @@ KINDS = [*(("router", name) for name in router_names()), *(("layer", name) for n
 def test_a_decoder_learns_with_it_and_stays_causal_if_it_is(kind, name):
     torch.manual_seed(0)
     looks = kind == "router" and build_router(name, 16, EXPERTS, options_of(kind, name), VOCABULARY).needs_attention
-    assert looks == (kind == "router" and _looks_at_attention(name))
+    assert looks == (kind == "router" and looks_at_attention(name))
     if looks:
         with pytest.raises(ValueError, match="its router looks at attention probabilities"):
             build(plan_of(kind, name), VOCABULARY)

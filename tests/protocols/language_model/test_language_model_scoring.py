@@ -186,7 +186,7 @@ def test_the_mean_over_languages_is_of_those_that_count_and_the_pivot_goes_by_it
     expected = numbers.Expected(
         **vars(tables_of(paper, rows_for(paper))[0]), texts=(), tasks=("entailment",), languages={"entailment": ("own", "second", "third")}
     )
-    values, shallow = numbers.values_of(records), numbers.values_of(records, "baseline")
+    values, shallow = values_of(records), values_of(records, "baseline")
     found = numbers.with_languages(values, shallow, expected, "own")
     assert {key[1]: one.verdict for key, one in found.items()} == {"own": "yes", "second": "no", "third": "yes"}
     assert values["entailment", "own", "accuracy"] == values["entailment", "", "accuracy"]

@@ -1,6 +1,5 @@
 """Experts in use and experts that a token reaches: prepared classes of words, measures against loops, tables and figures."""
 
-import copy
 import csv
 import io
 import json
@@ -34,12 +33,9 @@ MULTI_HEAD = {"label": "MH-MoE", "layer": "moe", "router": "mhmoe_topk", "losses
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, write_paper, project):
     """A small paper with two constructed texts and models with and without sub-tokens, all examined after a few steps."""
-    from conftest import DATA, SETTING
-
-    data, setting = copy.deepcopy(DATA), copy.deepcopy(SETTING)
-    data |= {"texts": {"pivot": {"source": "constructed"}, "second": {"source": "constructed", "language": 1}}, "tasks": {}}
-    setting |= {"pretrain": {"steps": 4, "batch": 4, "rate": 0.003}, "sparse_every": 2, "experts": 6, "beside": "F1", "seeds": [0, 1]}
-    setting["decoder"] |= {"layers": 4}
+    texts = {"pivot": {"source": "constructed"}, "second": {"source": "constructed", "language": 1}}
+    pretrain = {"steps": 4, "batch": 4, "rate": 0.003}
+    setting = {"pretrain": pretrain, "sparse_every": 2, "experts": 6, "beside": "F1", "seeds": [0, 1]}
     methods = {
         "dense": {"label": "Dense", "layer": "dense"},
         "moe": {"label": "MoE", "layer": "moe", "router": "topk", "losses": {"balance": 0.02}, "options": {"k": 2}},
@@ -47,7 +43,14 @@ def finished(tmp_path_factory, write_paper, project):
         "heads": MULTI_HEAD | {"multi_head": {"heads": 2, "parity": "none"}},
         "one_each": MULTI_HEAD | {"label": "one each", "options": {"k": 1}, "multi_head": {"heads": 4, "parity": "parameters"}},
     }
-    paper = write_paper(tmp_path_factory.mktemp("paper"), data, setting, methods)
+    paper = write_paper(
+        tmp_path_factory.mktemp("paper"),
+        ("data", "texts", texts),
+        ("data", "tasks", {}),
+        *(("setting", key, value) for key, value in setting.items()),
+        ("setting", "decoder", "layers", 4),
+        ("methods", methods),
+    )
     shutil.copy(project / "experiments/mhmoe/published.yaml", paper.home)
     for name, value in planned(paper).items():
         write_json(paper.plan_folder / f"{name}.json", value)

@@ -75,7 +75,7 @@ def test_a_task_that_a_shallow_baseline_solves_does_not_count(three):
 
 def test_published_tasks_count_anyway(write):
     files = {"coco": "c", "vqa": "v", "nlvr": "n", "captions": "k"}
-    paper = write(("data", "source", "files"), ("data", "files", files))
+    paper = write(("data", "source", "files"), ("data", "files", files), ("setting", "model", "channels", 3))
     records = rows_for(paper)
     expected = numbers.Expected(**vars(made_of(paper, records)[0]))
     assert {one.verdict for one in numbers.counted(values_of(records), {}, expected).values()} == {"yes"}
