@@ -62,6 +62,12 @@ def write_paper(project):
     return write_paper
 
 
+@pytest.fixture(scope="session")
+def methods():
+    """The methods of that paper."""
+    return METHODS
+
+
 @pytest.fixture
 def write(tmp_path, write_paper):
     """Function that writes that paper with changes: (file, key, …, value); a value of none deletes the key."""
