@@ -50,10 +50,10 @@ FILES = """\
 """
 """Rows of the list of files in the README beside the results."""
 NOTES = """\
-In `records.csv` the task is `text` (held-out text, the language its name), `routing` (how experts are used on it; language `all`, a block
-`layer01`, or one of its experts `layer01.expert001`), or a zero-shot task. The stage `finetune` is the examination of a pre-trained model:
-nothing is learned in it. Accuracies are in percent, all other measures fractions, nats or bits. A shallow baseline has the stage `baseline`
-and seed 0.
+In `records.csv` the task is `text` (held-out text, the language its name), `routing` (how experts are used on it; language `all`, a text, a
+block `layer01`, or one of its experts `layer01.expert001`), or a zero-shot task. The stage `finetune` is the examination of a pre-trained
+model: nothing is learned in it. Accuracies are in percent, all other measures fractions, nats or bits. A shallow baseline has the stage
+`baseline` and seed 0.
 
 `records.csv`, the tables and the figures are the same byte for byte when made again from the same runs; seconds, memory, versions and
 commits are not. What the measures are stands in `docs/METRICS.md`.
