@@ -162,6 +162,8 @@ def reason(name: str, leaf: Leaf, bad: Any) -> str:
         return "a coefficient" if bad in (0, 1.5) else ""
     if keys[-2:] in (["files", "validation"], ["corpus", "validation_rows"]) or keys == ["validation_rows"]:
         return "how many there are shows when the data are prepared" if bad == 10**9 else ""
+    if "sources" in keys and keys[-1] != "sources" and bad == 1.5:
+        return "a weight"
     if "of" in keys:
         return "places are counted round the end" if bad in (0, 10**9) else ""
     if bad == 0 and MAY_BE_0 & {*keys}:
