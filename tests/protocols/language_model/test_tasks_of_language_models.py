@@ -123,9 +123,11 @@ def test_the_real_files_are_asked_in_the_languages_of_the_profile(project, tmp_p
     tests = FilesSource(REAL, data.benchmarks).test("xnli")
     items = {name: [xnli_row(row) for row in tests[name.removeprefix("xnli_")]] for name in data.xnli}
     assert len(items) == 14
-    for rows in items.values():
-        counts = Counter(row["label"] for row in rows)
-        assert counts[0] == counts[1] == counts[2] > 800  # balanced, as published
+    assert len({tuple(row["label"] for row in rows) for rows in items.values()}) == 1  # they translate each other
+    assert len({row["premise"] for rows in items.values() for row in rows}) > 13 * len({row["premise"] for row in items["xnli_en"]})
+    counts = Counter(row["label"] for row in items["xnli_en"])
+    assert sum(counts.values()) == data.benchmarks.max_test["xnli"]
+    assert min(counts[label] for label in range(3)) > 0.25 * sum(counts.values())
     write_tasks(tmp_path, {name: rows[:9] for name, rows in items.items()})
     texts = set()
     for task in local_tasks(tmp_path).values():
