@@ -83,6 +83,11 @@ def test_held_out_questions_of_original_files_have_to_be_counted(write):
         write(("data", "source", "files"), ("data", "files", FILES), ("data", "vqa", {})).check()
 
 
+def test_original_pictures_have_three_channels(write):
+    with pytest.raises(MoebenchError, match=r"smoke\.yaml: key 'model\.channels' has the value 1; pictures have 3"):
+        write(("data", "source", "files"), ("data", "files", FILES)).check()
+
+
 def test_scenes_are_as_large_as_the_configuration_says():
     assert scenes.scenes("test", 1).images.shape[1:] == (config.SIDE, config.SIDE, config.CHANNELS)
 
