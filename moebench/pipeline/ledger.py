@@ -27,6 +27,7 @@ from moebench.config import BaseLoader
 from moebench.errors import MoebenchError
 from moebench.experiment import Experiment
 from moebench.files import write_json, write_text
+from moebench.pipeline.guard import uninterrupted
 
 SHARE = 0.05
 """At most this share of the time goes into writing lock files before the end."""
@@ -83,11 +84,13 @@ class Ledger:
         finally:
             self.repo.close()
 
+    @uninterrupted()
     def changed(self, address: str) -> bool:
         """Whether a stage has to run."""
         with self.repo.lock:
             return bool(self.stages[address].changed())
 
+    @uninterrupted()
     def begin(self, address: str, force: bool = False) -> bool:
         """Get a stage ready to run, as ``dvc repro`` does; False: it need not, what it makes was in DVC's cache (not with ``force``).
 
@@ -120,12 +123,14 @@ class Ledger:
         self.release(address)
         return False
 
+    @uninterrupted()
     def finish(self, address: str) -> None:
         """Record what a stage has made."""
         with self.repo.lock:
             self._record(address)
         self.release(address)
 
+    @uninterrupted()
     def release(self, address: str) -> None:
         """Unlock the paths of a stage, be it finished or not."""
         if held := self.held.pop(address, None):

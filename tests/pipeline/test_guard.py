@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from moebench.errors import MoebenchError
-from moebench.pipeline.guard import guard
+from moebench.pipeline.guard import guard, uninterrupted
 
 HOLD = """
 import sys
@@ -53,3 +54,30 @@ def test_a_process_ends_with_its_parent():
         assert process.stdout.readline() == "up\n"
         process.kill()
         process.communicate(timeout=30)  # the pipe closes when the child has ended too
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupts_wait_for_what_must_not_be_cut(number):
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+
+    done = []
+
+    @uninterrupted()
+    def inner():
+        signal.raise_signal(number)
+        done.append("inner")
+
+    @uninterrupted()
+    def outer():
+        inner()
+        done.append("outer")
+
+    before = signal.signal(number, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            outer()
+        assert signal.getsignal(number) is interrupt
+    finally:
+        signal.signal(number, before)
+    assert done == ["inner", "outer"]
