@@ -397,7 +397,7 @@ class Part:
         for check in self.checks:
             try:
                 exec(compile(ast.Module([check], []), "<options>", "exec"), names)
-            except NameError:  # of torch, which is not imported here
+            except (NameError, AttributeError):  # of torch, which is not imported here, or of what experts have beside their number
                 continue
             except ValueError as error:
                 return str(error)

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import settings
 
 from moebench.experiment import Experiment
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+settings.register_profile("calm", deadline=None)  # how long an example takes is the machine's affair
+settings.load_profile("calm")
 
 
 @pytest.fixture(scope="session")

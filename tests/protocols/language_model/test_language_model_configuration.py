@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from moebench.config import layers
 from moebench.errors import MoebenchError
 from moebench.experiment import Experiment, papers, profiles
 from moebench.pipeline.plan import planned
@@ -240,3 +241,10 @@ def test_what_a_method_does_not_have_is_not_in_its_plan(project):
     assert "sparse_every" not in plan
     assert _plan(mhmoe, "mh_2")["method"]["multi_head"]["heads"] == 2
     assert _plan(mhmoe, "mh_2")["sparse_every"] == 2
+
+
+@pytest.mark.parametrize("layer", layers()[2:])
+def test_every_layer_is_checked_without_its_experts(write, layer):
+    losses = {"aoe": {"balance": 0, "entropy": 0}}.get(layer, {})
+    rank = {"rank": "1/3"} if layer == "aoe" else {}
+    write(("methods", "moe", {"label": "x", "layer": layer, "losses": losses} | rank), ("methods", "removed", None)).check()
